@@ -1,0 +1,156 @@
+"""What a forward function consists of: its modules, their mode, their names."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from captum_iba.bottleneck.replay import Site
+from captum_iba.errors import DeviceError, InvalidTypeError, LayerNotExecutedError
+
+
+def unwrap_parallel(forward_func: Callable[..., Any], device_ids: Sequence[int] | None) -> Callable[..., Any]:
+    """Return the module inside DataParallel or DistributedDataParallel.
+
+    A bottleneck lives on one device. On one device the wrappers only call the module they wrap.
+
+    Args:
+        forward_func (Callable): the forward function.
+        device_ids (Sequence[int], optional): devices that the user named; empty and None mean no choice.
+
+    Returns:
+        Callable: the module inside, or forward_func itself.
+
+    Raises:
+        DeviceError: the model is replicated over several devices.
+    """
+    ids = list(device_ids or getattr(forward_func, "device_ids", None) or [])
+    if isinstance(getattr(forward_func, "__self__", None), nn.DataParallel):  # a bound dp.forward
+        forward_func = forward_func.__self__  # type: ignore[attr-defined]
+        ids = ids or list(forward_func.device_ids)  # type: ignore[attr-defined]
+    if len(ids) > 1:
+        raise DeviceError(
+            f"The model runs on several devices (device_ids={ids}), and a bottleneck on one replica would not see the "
+            "others. Pass model.module, and split the data over processes to use several devices."
+        )
+    if isinstance(forward_func, (nn.DataParallel, DistributedDataParallel)):
+        inner: Callable[..., Any] = forward_func.module
+        return inner
+    return forward_func
+
+
+def find_roots(forward_func: Callable[..., Any], layer: nn.Module) -> list[nn.Module]:
+    """Find the modules that a forward function runs: itself, or those it is bound to or closes over.
+
+    Args:
+        forward_func (Callable): module, bound method, partial, function or callable object.
+        layer (nn.Module): only modules that contain it count.
+
+    Returns:
+        list[nn.Module]: the outermost modules found that contain the layer; empty if there are none.
+    """
+    if isinstance(forward_func, nn.Module):
+        candidates = [forward_func]
+    else:
+        candidates = [value for value in _values_of(forward_func) if isinstance(value, nn.Module)]
+    containing = [m for m in dict.fromkeys(candidates) if any(inner is layer for inner in m.modules())]
+    return [m for m in containing if not any(m is not other and m in set(other.modules()) for other in containing)]
+
+
+def _values_of(function: Any) -> list[Any]:
+    """Objects within reach of a callable that is no module."""
+    values: list[Any] = []
+    if isinstance(function, functools.partial):
+        values += [function.func, *function.args, *function.keywords.values()]
+    bound = getattr(function, "__self__", None)
+    values.append(bound)
+    for owner in (bound, function):
+        values += list(getattr(owner, "__dict__", {}).values())
+    function = getattr(function, "__func__", function)
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            values.append(cell.cell_contents)
+        except ValueError:  # a variable that is not bound yet
+            continue
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        values += [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+    # one level down: a partial of a bound method, a closure over a method
+    values += [getattr(value, "__self__", None) for value in values if not isinstance(value, nn.Module)]
+    return values
+
+
+def name_of(layer: nn.Module, roots: Sequence[nn.Module]) -> str:
+    """The layer's dotted name and type, for messages."""
+    for root in roots:
+        for name, module in root.named_modules():
+            if module is layer:
+                return f"layer {name or '<the model itself>'!r} ({type(layer).__name__})"
+    return f"the layer ({type(layer).__name__})"
+
+
+def locate(forward_func: Callable[..., Any], layer: Any, at_input: bool) -> tuple[Site, list[nn.Module]]:
+    """Check the layer and find the modules around it.
+
+    Raises:
+        InvalidTypeError: the layer is not one module.
+        LayerNotExecutedError: forward_func is a module that does not contain the layer.
+    """
+    if not isinstance(layer, nn.Module):
+        raise InvalidTypeError(
+            f"layer must be one torch.nn.Module, found {type(layer).__name__}. "
+            + (
+                "Create one LayerIBA for each layer."
+                if isinstance(layer, (list, tuple))
+                else "Pass a module such as model.layer2, or dict(model.named_modules())['layer2']."
+            )
+        )
+    roots = find_roots(forward_func, layer)
+    if isinstance(forward_func, nn.Module) and not roots:
+        names = [name for name, _ in forward_func.named_children()]
+        raise LayerNotExecutedError(
+            f"layer ({type(layer).__name__}) is not part of the model ({type(forward_func).__name__}), so the forward "
+            f"pass cannot run it. Pass a module of this very model; its children are {names}."
+        )
+    return Site(layer, name_of(layer, roots), at_input), roots
+
+
+@contextmanager
+def evaluation_mode(modules: Sequence[nn.Module], warned: set[str]) -> Iterator[None]:
+    """Run in evaluation mode, and put every module's own flag back.
+
+    Args:
+        modules (Sequence[nn.Module]): roots; all their descendants count.
+        warned (set[str]): remembers that the warning was given.
+    """
+    training = [m for root in modules for m in root.modules() if m.training]
+    if training and "training" not in warned:
+        warned.add("training")
+        warnings.warn(
+            f"{len(training)} modules are in training mode (the first is {type(training[0]).__name__}). They run in "
+            "evaluation mode here, without dropout and with fixed batch statistics, and are put back afterwards. Call "
+            "model.eval() to choose this yourself.",
+            stacklevel=3,
+        )
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(modules: Sequence[nn.Module]) -> torch.device | None:
+    """Device of the first parameter or buffer, None where there is none."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return None

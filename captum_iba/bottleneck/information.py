@@ -1,0 +1,210 @@
+r"""The bottleneck's two formulas: the noisy features and the information they still carry.
+
+Notation of Schulz et al. 2020: :math:`Z = \lambda R + (1 - \lambda)\epsilon` (eq. 2) with noise of the features' own
+mean and standard deviation, and :math:`KL[P(Z|R) || Q(Z)]`, whose mean over the data bounds :math:`I[R; Z]` from above
+(eq. 4 and 5). ``omega`` is :math:`1 - \lambda`, computed on its own so that nothing is lost where lambda is close to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_iba.errors import NonFiniteError, StatisticsError
+
+BITS_PER_NAT = 1.0 / math.log(2.0)
+
+# Below this lambda, -log(1 - lambda) - lambda cancels; eight terms of its series are exact to float64 rounding there.
+_SERIES_BELOW = 0.02
+_SERIES_TERMS = 8
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Lambda, the share of the signal that passes, and omega = 1 - lambda, each exact where it is small.
+
+    Attributes:
+        lam (Tensor): share of signal, in [0, 1].
+        omega (Tensor): share of noise.
+        log_omega (Tensor): logarithm of omega, finite.
+    """
+
+    lam: Tensor
+    omega: Tensor
+    log_omega: Tensor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the noise looks like: the distribution Q(Z) that information is measured against.
+
+    All three tensors broadcast against the features (N, ...).
+
+    Attributes:
+        mean (Tensor): mean of each feature.
+        scale (Tensor): standard deviation, floored; positive.
+        active (Tensor): bool; False where a feature never varies. Such features transmit nothing: they are set to
+            their mean and count zero bits.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    active: Tensor
+
+
+def make_mask(alpha: Tensor, blur: Callable[[Tensor], Tensor] | None = None) -> Mask:
+    r"""Turn the free parameters into a mask: :math:`\lambda = blur(sigmoid(\alpha))` (eq. 7).
+
+    Args:
+        alpha (Tensor): parameters of any shape.
+        blur (Callable, optional): linear smoothing that keeps constants. Default: None.
+
+    Returns:
+        Mask: lambda, omega and log(omega), of alpha's shape.
+
+    Examples::
+
+        >>> mask = make_mask(torch.tensor([-200.0, 0.0, 200.0]))
+        >>> mask.lam.tolist(), mask.log_omega.tolist()
+        ([0.0, 0.5, 1.0], [-0.0, -0.6931471824645996, -200.0])
+    """
+    if blur is None:
+        return Mask(torch.sigmoid(alpha), torch.sigmoid(-alpha), F.logsigmoid(-alpha))
+    lam, omega = blur(torch.cat([torch.sigmoid(alpha), torch.sigmoid(-alpha)])).chunk(2)
+    # a blurred mask can undershoot the smallest number only where every neighbour is open beyond all meaning
+    return Mask(lam, omega, omega.clamp_min(torch.finfo(omega.dtype).tiny).log())
+
+
+class _OpenTerm(torch.autograd.Function):
+    """-log(omega) - lambda without cancellation; its derivative, lambda / omega, is routed through the smaller part."""
+
+    @staticmethod
+    def forward(ctx: Any, lam: Tensor, omega: Tensor, log_omega: Tensor) -> Tensor:
+        ctx.save_for_backward(lam, omega)
+        polynomial = torch.full_like(lam, 1.0 / (_SERIES_TERMS + 1))
+        for power in range(_SERIES_TERMS - 2, -1, -1):
+            polynomial.mul_(lam).add_(1.0 / (power + 2))
+        closed = torch.where(lam < 0.5, torch.log1p(-lam.clamp_max(0.5)), log_omega)
+        return torch.where(lam < _SERIES_BELOW, polynomial.mul_(lam).mul_(lam), -closed - lam)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        lam, omega = ctx.saved_tensors
+        slope = grad_outputs[0] * lam / omega.clamp_min(torch.finfo(omega.dtype).tiny)
+        closing, zero = lam < 0.5, torch.zeros_like(slope)
+        return torch.where(closing, slope, zero), torch.where(closing, zero, -slope), None
+
+
+def kl_divergence(mask: Mask, normalized: Tensor) -> Tensor:
+    r"""Information of each element, :math:`KL[N(\lambda r, \omega^2) || N(0, 1)]`, in **nats**.
+
+    Args:
+        mask (Mask): lambda and omega.
+        normalized (Tensor): features r = (R - mean) / scale, of the mask's shape.
+
+    Returns:
+        Tensor: nats per element, never negative, of the mask's shape.
+
+    Examples::
+
+        >>> mask = make_mask(torch.zeros(2, dtype=torch.float64))
+        >>> kl_divergence(mask, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        [0.3181471805599453, 0.4431471805599453]
+    """
+    open_term: Tensor = _OpenTerm.apply(mask.lam, mask.omega, mask.log_omega)  # type: ignore[no-untyped-call]
+    return open_term + 0.5 * mask.lam.square() * (1.0 + normalized.square())
+
+
+def normalize(features: Tensor, reference: Reference) -> Tensor:
+    """Return (features - mean) / scale, zero where the feature is not active.
+
+    Raises:
+        NonFiniteError: the features hold a NaN or an infinity.
+    """
+    if not torch.isfinite(features).all():
+        raise NonFiniteError(
+            "The layer's features contain NaN or infinity. Look at the model and the input with "
+            "torch.isfinite before asking for attributions; half-precision models may have overflowed."
+        )
+    normalized = (features - reference.mean) / reference.scale
+    return torch.where(reference.active, normalized, torch.zeros_like(normalized))
+
+
+def information(mask: Mask, normalized: Tensor, active: Tensor) -> Tensor:
+    """:func:`kl_divergence` in nats, zero where the feature is not active."""
+    nats = kl_divergence(mask, normalized)
+    return torch.where(active, nats, torch.zeros_like(nats))
+
+
+def signal_and_noise_scale(mask: Mask, features: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of Z given the features; Z is ``mean + deviation * standard normal noise``.
+
+    Inactive features have their mean and no deviation. The selection is by ``where``, never by multiplication with a
+    0/1 mask, because NaN * 0 is NaN.
+    """
+    mean = torch.where(reference.active, mask.lam * features + mask.omega * reference.mean, reference.mean)
+    deviation = mask.omega * reference.scale
+    return mean, torch.where(reference.active, deviation, torch.zeros_like(deviation))
+
+
+def example_reference(features: Tensor, channel_dim: int) -> Reference:
+    """Stand-in for missing statistics: each example's own mean and deviation per channel, over its positions.
+
+    With a single position all features of the example are pooled.
+
+    Args:
+        features (Tensor): (N, ...).
+        channel_dim (int): axis of the channels, 1 or larger.
+
+    Returns:
+        Reference: one set per example, so that examples of a batch stay independent.
+
+    Raises:
+        StatisticsError: an example's features are all alike.
+    """
+    positions = [axis for axis in range(1, features.ndim) if axis != channel_dim]
+    if all(features.shape[axis] == 1 for axis in positions):
+        positions = list(range(1, features.ndim))
+    count = math.prod(features.shape[axis] for axis in positions)
+    mean = features.mean(dim=positions, keepdim=True)
+    scale = (features - mean).square().sum(dim=positions, keepdim=True).div(max(count - 1, 1)).sqrt()
+    scale, active = floor_scale(mean, scale, per_example=True)
+    if not active.flatten(1).any(dim=1).all():
+        raise StatisticsError(
+            "All features of an example are constant over its positions, so its own statistics cannot stand in. "
+            "Call estimate(data) with a few hundred examples of the model's data first."
+        )
+    return Reference(mean, scale, active)
+
+
+def floor_scale(
+    mean: Tensor, std: Tensor, min_std: float = 0.01, per_example: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Floor the standard deviations and find the features that vary at all.
+
+    The floor is relative, ``min_std`` times the root mean square deviation of the varying features, because an
+    absolute one (0.01 in the published package) means another thing in each layer. The same floored value serves the
+    noise and the information: only then is one an upper bound for the other.
+
+    Args:
+        mean (Tensor): means.
+        std (Tensor): standard deviations, of the same shape.
+        min_std (float, optional): relative floor. Default: 0.01, the published figure made relative.
+        per_example (bool, optional): the first axis holds examples with floors of their own. Default: False.
+
+    Returns:
+        tuple[Tensor, Tensor]: the floored deviations (1 where the feature is not active) and the active features.
+    """
+    axes = list(range(1 if per_example else 0, std.ndim))
+    varying = std > 0
+    count = varying.sum(dim=axes, keepdim=True).clamp_min(1)
+    typical = std.square().sum(dim=axes, keepdim=True).div(count).sqrt()
+    # a deviation this far below the feature's own size is rounding, not variation
+    active = std > 1e-6 * torch.maximum(typical, mean.abs())
+    return torch.where(active, torch.maximum(std, min_std * typical), torch.ones_like(std)), active
