@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -32,11 +33,11 @@ def forward_calls(
         inputs, additional = input_fn(batch) if input_fn is not None else (_inputs_of(batch), None)
         inputs, additional = map_tensors(to_device, inputs), map_tensors(to_device, additional)
         if isinstance(inputs, Mapping):
-            yield lambda keywords=inputs: forward_func(**keywords)
+            yield functools.partial(forward_func, **inputs)
         else:
             inputs = _format_tensor_into_tuples(tuple(inputs) if isinstance(inputs, list) else inputs)
             args = _format_additional_forward_args(additional)
-            yield lambda i=inputs, a=args: _run_forward(forward_func, i, None, a)
+            yield functools.partial(_run_forward, forward_func, inputs, None, args)
 
 
 def _inputs_of(batch: Any) -> Any:
@@ -45,8 +46,9 @@ def _inputs_of(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (Tensor, Mapping, tuple, list)):
         return _inputs_of(batch[0]) if isinstance(batch[0], (Tensor, Mapping)) else tuple(batch[0])
     raise InvalidTypeError(
-        f"data yields {type(batch).__name__}; wanted batches that are a tensor, a tuple whose first entry is the input, "
-        "or a mapping of keyword arguments. For anything else pass input_fn(batch) -> (inputs, additional_forward_args)."
+        f"data yields {type(batch).__name__}; wanted batches that are a tensor, a tuple whose first entry is the "
+        "input, or a mapping of keyword arguments. For anything else pass input_fn(batch) -> (inputs, "
+        "additional_forward_args)."
     )
 
 
@@ -90,9 +92,7 @@ class Collector:
         if len(features) == 0:
             return
         known = None if self.statistics is None else self.statistics.channel_dim
-        channel_dim = resolve_channel_dim(
-            features, self._channel_dim, known, self._site.layer, before, self._site.name
-        )
+        channel_dim = resolve_channel_dim(features, self._channel_dim, known, self._site.layer, before, self._site.name)
         batch = FeatureStatistics.from_features(features, channel_dim, self._kind(features, channel_dim))
         self.statistics = batch if self.statistics is None else self._merge(self.statistics, batch)
 
@@ -115,7 +115,7 @@ class Collector:
         """
         if self.n_samples < 2 or self.statistics is None:
             raise StatisticsError(
-                f"estimate needs at least 2 examples, found {self.n_samples} in data. Pass an iterable of batches; a few "
-                "hundred examples are a good start, and a generator can be used only once."
+                f"estimate needs at least 2 examples, found {self.n_samples} in data. Pass an iterable of batches; "
+                "a few hundred examples are a good start, and a generator can be used only once."
             )
         return self.statistics

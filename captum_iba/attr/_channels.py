@@ -45,7 +45,16 @@ _LAST = (
     nn.TransformerDecoder,
 )
 # Other libraries' twins of the above (transformers' Conv1D is a linear layer) are told apart by the width they name.
-_WIDTHS = ("out_channels", "num_features", "num_channels", "out_features", "embedding_dim", "embed_dim", "d_model", "nf")
+_WIDTHS = (
+    "out_channels",
+    "num_features",
+    "num_channels",
+    "out_features",
+    "embedding_dim",
+    "embed_dim",
+    "d_model",
+    "nf",
+)
 
 
 def resolve_channel_dim(
@@ -122,7 +131,7 @@ def _match(evidence: tuple[bool | None, int | None], features: Tensor) -> int | 
         return None
     last_axis = features.ndim - 1
     fits_first, fits_last = (width is None or features.shape[axis] == width for axis in (1, last_axis))
-    if fits_first and fits_last or not (fits_first or fits_last):
+    if (fits_first and fits_last) or not (fits_first or fits_last):
         # equal sizes, or a module that changed the width on the way: its type decides
         return 1 if first else last_axis
     return 1 if fits_first else last_axis

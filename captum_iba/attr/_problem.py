@@ -188,7 +188,7 @@ class Problem:
         wide = torch.empty(0, dtype=work_dtype(self._features), device=self._features.device)
         self._noise = Noise(tuple(self._features.shape[1:]), wide, self._settings.seed, by_position)
         return optimize(
-            self._features, self._reference, self._loss, self._settings, self._noise, self._blur(), lambda: after_step() and None
+            self._features, self._reference, self._loss, self._settings, self._noise, self._blur(), after_step
         )
 
     def target_probability(self, solved: Optimized) -> Tensor | None:
@@ -251,8 +251,9 @@ class Problem:
         if share > _FAR_SHARE and "far" not in warned:
             warned.add("far")
             warnings.warn(
-                f"{100 * share:.0f} % of the features lie more than {_FAR:.0f} standard deviations from the statistics' "
-                "mean, so the bits will be very high. Check that input scaling and data are those of estimate.",
+                f"{100 * share:.0f} % of the features lie more than {_FAR:.0f} standard deviations from the "
+                "statistics' mean, so the bits will be very high. Check that data and input scaling are those of "
+                "estimate.",
                 stacklevel=4,
             )
 
@@ -264,8 +265,8 @@ class Problem:
         sigma = self._arguments.sigma if self._arguments.sigma is not None else (1.0 if is_grid else 0.0)
         if sigma > 0 and not self._axes:
             raise InvalidArgumentError(
-                f"sigma={sigma} smooths over positions, but {self._site.name} gives vectors {list(self._features.shape)}."
-                " Pass sigma=None or 0."
+                f"sigma={sigma} smooths over positions, but {self._site.name} gives vectors "
+                f"{list(self._features.shape)}. Pass sigma=None or 0."
             )
         if sigma == 0 or len(self._axes) > 3:
             return None
@@ -283,7 +284,8 @@ def _assert_number(name: str, value: Any, in_range: bool, wanted: str) -> None:
 def _assert_inputs(inputs: tuple[Tensor, ...]) -> None:
     if torch.is_inference_mode_enabled():
         raise GradientModeError(
-            "LayerIBA needs gradients, and torch.inference_mode rules them out. Call it outside, or under torch.no_grad."
+            "LayerIBA needs gradients, and torch.inference_mode rules them out. Call it outside of it; torch.no_grad "
+            "is no hindrance."
         )
     if not inputs:
         raise InvalidArgumentError("inputs is an empty tuple; wanted at least one tensor.")

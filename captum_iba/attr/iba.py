@@ -14,7 +14,7 @@ from captum_iba.attr.resize import bits_to_input
 from captum_iba.bottleneck.statistics import FeatureStatistics
 
 
-class IBA(Attribution):  # type: ignore[misc]
+class IBA(Attribution):
     r"""Information Bottleneck Attribution of the input's shape, as GuidedGradCam is to LayerGradCam.
 
     The bits of :class:`LayerIBA` are resized to the input's grid with their total kept (see

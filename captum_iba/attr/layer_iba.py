@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -59,7 +59,7 @@ class _State:
     warned: set[str] = field(default_factory=set)
 
 
-class LayerIBA(LayerAttribution):  # type: ignore[misc]
+class LayerIBA(LayerAttribution):
     r"""Information Bottleneck Attribution: the bits each position of a layer gives the decision.
 
     For each example a mask :math:`\lambda` is learned that replaces as much of the layer's features as possible by
@@ -85,7 +85,7 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
 
     Examples::
 
-        >>> _ = torch.manual_seed(0)
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
         >>> iba = LayerIBA(model, model[0])
         >>> iba.estimate(torch.randn(1000, 1, 8, 8)).statistics.n_samples
@@ -102,7 +102,7 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
         device_ids: Sequence[int] | None = None,
         statistics: FeatureStatistics | None = None,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerAttribution.__init__(self, forward_func, layer, list(device_ids) if device_ids is not None else None)
         self._state = _State()
         if statistics is not None:
             self._set_statistics(statistics, attribute_to_layer_input=False)
@@ -165,6 +165,7 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
 
         Examples::
 
+            >>> import torch
             >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
             >>> loader = [(torch.randn(500, 3), torch.zeros(500)) for _ in range(2)]
             >>> LayerIBA(model, model[0]).estimate(loader).statistics.std.shape
@@ -175,7 +176,7 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
         site, roots = locate(forward_func, self.layer, attribute_to_layer_input)
         modules = roots or [site.layer]
         collector = Collector(site, per, channel_dim, max_examples, roots)
-        total = len(data) if hasattr(data, "__len__") and not isinstance(data, Tensor) else None
+        total = _length(data)
         bar = tqdm(total=total, desc=f"{self.get_name()} statistics", disable=not show_progress)
         try:
             with bar, evaluation_mode(modules, self._state.warned):
@@ -316,6 +317,7 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
 
         Examples::
 
+            >>> import torch
             >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
             >>> iba = LayerIBA(model, model[0]).estimate(torch.randn(1000, 3))
             >>> bits, record = iba.attribute(torch.randn(4, 3), target=[0, 1, 1, 0], return_diagnostics=True)
@@ -354,9 +356,7 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
         )
         return bits, record
 
-    def _solve(
-        self, problem: Problem, with_probability: bool, show_progress: bool
-    ) -> tuple[Optimized, Tensor | None]:
+    def _solve(self, problem: Problem, with_probability: bool, show_progress: bool) -> tuple[Optimized, Tensor | None]:
         with evaluation_mode(problem.modules, self._state.warned):
             problem.prepare(self._state.warned)
             n_steps = problem.n_steps
@@ -386,6 +386,16 @@ class LayerIBA(LayerAttribution):  # type: ignore[misc]
         )
 
 
+def _length(data: Iterable[Any]) -> int | None:
+    """Number of batches, where the data know it."""
+    if isinstance(data, (Tensor, Mapping)):
+        return 1
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # generators, and loaders over iterable data sets
+        return None
+
+
 def _assert_calibration_arguments(max_examples: int, per: str) -> None:
     if not isinstance(max_examples, int) or max_examples < 2:
         raise InvalidArgumentError(f"max_examples={max_examples!r}; wanted an integer of at least 2.")
@@ -396,7 +406,7 @@ def _assert_calibration_arguments(max_examples: int, per: str) -> None:
 def _warn_if_few(statistics: FeatureStatistics) -> None:
     if statistics.n_samples < _FEW_EXAMPLES and statistics.kind == "feature":
         warnings.warn(
-            f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} they are "
-            "rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
+            f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} "
+            "they are rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
             stacklevel=3,
         )

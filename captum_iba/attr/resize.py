@@ -82,7 +82,7 @@ def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int) -> Tensor:
     is_token_map = bits.ndim == 3 and channel_dim == 2
     if n_axes == 0 or is_token_map or inputs.ndim not in (n_axes + 1, n_axes + 2):
         raise InvalidArgumentError(
-            f"inputs of shape {list(inputs.shape)} have no spatial relation to features with {n_axes} axes of positions "
+            f"inputs of shape {list(inputs.shape)} have no spatial relation to features with positions "
             f"{list(positions.shape[1:])}. Use LayerIBA for the layer's own shape, choose a layer with a spatial grid, "
             "or pass inputs that are no map as additional_forward_args."
         )

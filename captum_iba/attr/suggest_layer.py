@@ -44,8 +44,8 @@ def suggest_layer(model: nn.Module, inputs: Tensor | None = None) -> nn.Module:
     layer = _last_fine_block(model, fine, sides)
     if layer is None:
         raise InvalidArgumentError(
-            f"No layer of {type(model).__name__} has a spatial feature map of at least {finest:.0f} positions a side for "
-            f"an input of {list(inputs.shape)}. Choose a layer yourself from model.named_modules()."
+            f"No layer of {type(model).__name__} has a spatial feature map of at least {finest:.0f} positions a side "
+            f"for an input of {list(inputs.shape)}. Choose a layer yourself from model.named_modules()."
         )
     return layer
 

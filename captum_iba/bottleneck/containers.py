@@ -45,8 +45,8 @@ def find_features(container: Any, layer_name: str, side: str = "output") -> Tens
             )
         )
     raise NoTensorError(
-        f"The {side} of {layer_name} holds no tensor, found {type(container).__name__}. Choose a layer whose {side} is a "
-        "tensor, or a tuple, list or mapping with a tensor in it."
+        f"The {side} of {layer_name} holds no tensor, found {type(container).__name__}. Choose a layer whose {side} is "
+        "a tensor, or a tuple, list or mapping with a tensor in it."
     )
 
 

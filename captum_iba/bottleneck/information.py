@@ -117,7 +117,7 @@ def kl_divergence(mask: Mask, normalized: Tensor) -> Tensor:
         >>> kl_divergence(mask, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         [0.3181471805599453, 0.4431471805599453]
     """
-    open_term: Tensor = _OpenTerm.apply(mask.lam, mask.omega, mask.log_omega)  # type: ignore[no-untyped-call]
+    open_term: Tensor = _OpenTerm.apply(mask.lam, mask.omega, mask.log_omega)
     return open_term + 0.5 * mask.lam.square() * (1.0 + normalized.square())
 
 
@@ -183,9 +183,7 @@ def example_reference(features: Tensor, channel_dim: int) -> Reference:
     return Reference(mean, scale, active)
 
 
-def floor_scale(
-    mean: Tensor, std: Tensor, min_std: float = 0.01, per_example: bool = False
-) -> tuple[Tensor, Tensor]:
+def floor_scale(mean: Tensor, std: Tensor, min_std: float = 0.01, per_example: bool = False) -> tuple[Tensor, Tensor]:
     """Floor the standard deviations and find the features that vary at all.
 
     The floor is relative, ``min_std`` times the root mean square deviation of the varying features, because an

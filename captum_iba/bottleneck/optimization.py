@@ -87,7 +87,7 @@ class Noise:
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, n_samples: int) -> Tensor:
-        """Return (n_samples, \\*shape)."""
+        """Return one draw for each of n_samples copies: (n_samples, ...)."""
         dtype = self._like.dtype
         if not self._by_position:
             return torch.randn((n_samples, *self._shape), generator=self._generator, dtype=dtype).to(self._like.device)
@@ -105,7 +105,7 @@ def optimize(
     settings: Settings,
     noise: Noise,
     blur: Callable[[Tensor], Tensor] | None = None,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[], object] = lambda: None,
 ) -> Optimized:
     r"""Minimise loss + beta * mean information over each example's mask (eq. 6).
 
@@ -165,7 +165,7 @@ def sample_loss(
     wide = features.to(work_dtype(features))
     with torch.no_grad():
         parts = signal_and_noise_scale(mask, wide, reference)
-        chunks = noise.draw(settings.n_samples).split(settings.copies_per_run)
+        chunks = torch.split(noise.draw(settings.n_samples), settings.copies_per_run)
         return torch.cat([_rows(parts, c, features.dtype, loss) for c in chunks])
 
 
@@ -182,7 +182,7 @@ def _loss_and_slopes(
     leaves = tuple(part.detach().requires_grad_() for part in parts)
     value = torch.zeros(len(leaves[0]), dtype=leaves[0].dtype, device=leaves[0].device)
     slopes = [torch.zeros_like(leaf) for leaf in leaves]
-    for chunk in eps.split(settings.copies_per_run):
+    for chunk in torch.split(eps, settings.copies_per_run):
         with torch.enable_grad():
             rows = _rows((leaves[0], leaves[1]), chunk, dtype, loss)
         if not rows.requires_grad:

@@ -173,8 +173,8 @@ class FeatureStatistics:
                 f"No feature of {layer_name} varies over the {self.n_samples} calibration examples. "
                 "Check that the calibration data differ, and choose a layer whose output depends on the input."
             )
-        as_features = {"device": features.device, "dtype": features.dtype}
-        return Reference(self.mean.to(**as_features)[None], scale.to(**as_features)[None], active.to(features.device)[None])
+        mean, scale, active = self.mean.to(features), scale.to(features), active.to(features.device)
+        return Reference(mean[None], scale[None], active[None])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically.
@@ -214,7 +214,7 @@ class FeatureStatistics:
         if not path.is_file():
             raise FileNotFoundError(f"No statistics file at {str(path)!r}. Write one with save_statistics(path).")
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
@@ -233,8 +233,8 @@ class FeatureStatistics:
     def _from_metadata(cls, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> FeatureStatistics:
         if metadata.get("version") != str(VERSION):
             raise StatisticsFileError(
-                f"{str(path)!r} has statistics version {metadata.get('version')}, this release reads version {VERSION}. "
-                "Update captum_iba or run estimate again."
+                f"{str(path)!r} has statistics version {metadata.get('version')}, but this release reads version "
+                f"{VERSION}. Update captum_iba or run estimate again."
             )
         try:
             kind = metadata["kind"]

@@ -129,8 +129,8 @@ class Tail:
         self._mode = "whole model"
         self._expanded.clear()
         warnings.warn(
-            f"What comes before {self._site.name} cannot be replayed ({reason}); the whole model runs at each step. The "
-            "result is the same, only slower. Passing the nn.Module itself as forward_func usually helps.",
+            f"What comes before {self._site.name} cannot be replayed ({reason}); the whole model runs at each step. "
+            "The result is the same, only slower. Passing the nn.Module itself as forward_func usually helps.",
             stacklevel=2,
         )
 

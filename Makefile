@@ -1,0 +1,38 @@
+# make demo: install, and explain a batch of the embedded data.  make test: install, and run every check and test.
+PYTHON ?= python3
+VENV := .venv
+COMPAT := .venv-compat
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint test-compat clean
+
+$(VENV)/.installed: pyproject.toml setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch and torchvision in one command: builds from different places do not fit each other
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group lint
+	touch $@
+
+# The oldest supported Captum, which needs numpy 1, and the last transformers of the 4 series.
+$(COMPAT)/.installed: pyproject.toml setup.cfg
+	$(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet --upgrade pip
+	$(COMPAT)/bin/python -m pip install --quiet --editable ".[all]" --group test "captum==0.8.*" "transformers<5"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/captum-iba demo --output iba-demo
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+test-compat: $(COMPAT)/.installed
+	$(COMPAT)/bin/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) $(COMPAT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
