@@ -129,6 +129,10 @@ class Problem:
         _assert_inputs(self._inputs)
         self._n_examples = self._inputs[0].shape[0]
         self._settings = arguments.settings(self._n_examples)
+        device = self._inputs[0].device.type
+        self._users_autocast = torch.autocast(
+            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -197,12 +201,17 @@ class Problem:
         probability = self._objective.probability(loss)
         return None if probability is None else probability.mean(dim=0)
 
+    def full_precision(self) -> torch.autocast:
+        """Context for everything but the model itself: under autocast, information would be computed in bfloat16."""
+        return torch.autocast(self._inputs[0].device.type, enabled=False)
+
     def _call(self, copies: int) -> Any:
-        if copies == 1:
-            return _run_forward(self._forward_func, self._inputs, None, self._additional)
-        inputs = tuple(torch.cat([tensor] * copies) for tensor in self._inputs)
-        additional = _expand_additional_forward_args(self._additional, copies, expansion_type=ExpansionTypes.repeat)
-        return _run_forward(self._forward_func, inputs, None, additional)
+        inputs, additional = self._inputs, self._additional
+        if copies > 1:
+            inputs = tuple(torch.cat([tensor] * copies) for tensor in inputs)
+            additional = _expand_additional_forward_args(additional, copies, expansion_type=ExpansionTypes.repeat)
+        with self._users_autocast:
+            return _run_forward(self._forward_func, inputs, None, additional)
 
     def _loss(self, z: Tensor, copies: int) -> Tensor:
         return self._objective(self._tail(z, copies), copies)

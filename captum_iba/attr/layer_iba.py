@@ -357,7 +357,7 @@ class LayerIBA(LayerAttribution):
         return bits, record
 
     def _solve(self, problem: Problem, with_probability: bool, show_progress: bool) -> tuple[Optimized, Tensor | None]:
-        with evaluation_mode(problem.modules, self._state.warned):
+        with evaluation_mode(problem.modules, self._state.warned), problem.full_precision():
             problem.prepare(self._state.warned)
             n_steps = problem.n_steps
             with tqdm(total=n_steps, desc=f"{self.get_name()} attribution", disable=not show_progress) as bar:

@@ -72,7 +72,7 @@ def make_mask(alpha: Tensor, blur: Callable[[Tensor], Tensor] | None = None) -> 
 
         >>> mask = make_mask(torch.tensor([-200.0, 0.0, 200.0]))
         >>> mask.lam.tolist(), mask.log_omega.tolist()
-        ([0.0, 0.5, 1.0], [-0.0, -0.6931471824645996, -200.0])
+        ([0.0, 0.5, 1.0], [0.0, -0.6931471824645996, -200.0])
     """
     if blur is None:
         return Mask(torch.sigmoid(alpha), torch.sigmoid(-alpha), F.logsigmoid(-alpha))

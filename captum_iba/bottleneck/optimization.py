@@ -71,8 +71,8 @@ def work_dtype(features: Tensor) -> torch.dtype:
 class Noise:
     """Standard normal noise, one draw for all examples of a batch, from a generator of its own on the CPU.
 
-    An example's result thus depends neither on the batch around it nor on the device, and the global random state is
-    left alone.
+    An example's result thus depends neither on the batch around it nor on device and precision, and the global random
+    state is left alone.
 
     Args:
         shape (tuple[int, ...]): shape of one example's features.
@@ -88,14 +88,13 @@ class Noise:
 
     def draw(self, n_samples: int) -> Tensor:
         """Return one draw for each of n_samples copies: (n_samples, ...)."""
-        dtype = self._like.dtype
         if not self._by_position:
-            return torch.randn((n_samples, *self._shape), generator=self._generator, dtype=dtype).to(self._like.device)
+            return torch.randn((n_samples, *self._shape), generator=self._generator, dtype=torch.float32).to(self._like)
         width = n_samples * math.prod(self._shape[1:])
         # torch fills in blocks of 16; a row that ends inside a block would change with the number of rows
-        rows = torch.randn((self._shape[0], -(-width // 16) * 16), generator=self._generator, dtype=dtype)
+        rows = torch.randn((self._shape[0], -(-width // 16) * 16), generator=self._generator, dtype=torch.float32)
         drawn = rows[:, :width].reshape(self._shape[0], n_samples, *self._shape[1:]).movedim(1, 0)
-        return drawn.contiguous().to(self._like.device)
+        return drawn.contiguous().to(self._like)
 
 
 def optimize(
@@ -137,11 +136,12 @@ def optimize(
         with torch.enable_grad():
             mask = make_mask(alpha, blur)
             nats = information(mask, normalized, reference.active.expand_as(wide)).flatten(1)
+            mean_nats = nats.mean(dim=1)
             parts = signal_and_noise_scale(mask, wide, reference)
         value, slopes = _loss_and_slopes(parts, features.dtype, loss, settings, noise.draw(settings.n_samples))
         # one pass back through blur and sigmoid, however many copies there were
         (alpha.grad,) = torch.autograd.grad(
-            [*parts, nats.mean(dim=1)], alpha, [*slopes, torch.full_like(value, settings.beta).to(wide.dtype)]
+            [*parts, mean_nats], alpha, [*slopes, torch.full_like(value, settings.beta).to(wide.dtype)]
         )
         adam.step()
         objectives.append(value)
@@ -191,7 +191,7 @@ def _loss_and_slopes(
                 "and remove torch.no_grad or detach between the layer and the output."
             )
         _assert_finite(rows, "The objective")
-        grads = torch.autograd.grad(rows.sum() / settings.n_samples, leaves)
+        grads = torch.autograd.grad(rows, leaves, torch.full_like(rows, 1.0 / settings.n_samples))
         value += rows.detach().sum(dim=0).to(value) / settings.n_samples
         for slope, grad in zip(slopes, grads, strict=True):
             slope += grad

@@ -1,0 +1,176 @@
+"""The command line: ``captum-iba demo`` and ``captum-iba explain``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from captum_iba.attr import LayerIBA, resize_bits, suggest_layer
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError
+from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
+from captum_iba.visualization import Heatmap, plot_attributions
+
+_BATCH_SIZE = 8
+USER_ERROR, SOME_SKIPPED = 2, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments (Sequence[str], optional): without the program's name. Default: None: ``sys.argv``.
+
+    Returns:
+        int: 0; 1 if some images could not be read; 2 for a mistake in the arguments.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("default")
+    warnings.showwarning = _show_warning
+    try:
+        status: int = options.run(options)
+    except (CaptumIBAError, FileNotFoundError) as error:
+        print(f"captum-iba: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("captum-iba: interrupted; what is written stays.", file=sys.stderr)
+        return 130
+    return status
+
+
+def _show_warning(message: Warning | str, *_args: object, **_kwargs: object) -> None:
+    print(f"captum-iba: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="captum-iba", description="How many bits each region gives the decision.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="explain embedded handwritten digits; nothing is downloaded")
+    demo.add_argument("--output", type=Path, default=Path("iba-demo"), metavar="DIR", help="default: iba-demo")
+    demo.set_defaults(run=_demo)
+    explain = commands.add_parser("explain", help="explain photos with one of torchvision's classifiers")
+    explain.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    explain.add_argument("--model", default="resnet50", help="torchvision's name, default: resnet50")
+    explain.add_argument("--weights", default="DEFAULT", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
+    explain.add_argument("--layer", metavar="NAME", help="dotted name, default: chosen by the feature maps' size")
+    explain.add_argument("--target", metavar="CLASS", help="index or name, default: the predicted class")
+    source = explain.add_mutually_exclusive_group()
+    source.add_argument("--statistics", type=Path, metavar="FILE", help="feature statistics of this layer")
+    source.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos to estimate the statistics from")
+    explain.add_argument("--beta", type=float, default=10.0, help="weight of the information, default: 10")
+    explain.add_argument("--output", type=Path, default=Path("iba-explained"), metavar="DIR")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from captum_iba.demo.run import report, run_demo
+
+    print(report(run_demo(options.output)))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    classifier = load_classifier(options.model, options.weights)
+    target = None if options.target is None else classifier.class_index(options.target)
+    name, layer = _find_layer(classifier.model, options.layer)
+    print(f"{classifier.name}, layer {name}")
+    iba = LayerIBA(classifier.model, layer)
+    options.output.mkdir(parents=True, exist_ok=True)
+    _give_statistics(iba, classifier, options)
+    skipped: list[Path] = []
+
+    def skip(path: Path, reason: str) -> None:
+        skipped.append(path)
+        print(f"captum-iba: skipped {path}: {reason}", file=sys.stderr)
+
+    writer = _Writer(options.output, classifier)
+    for files, images in read_batches(options.images, classifier.preprocess, _BATCH_SIZE, skip):
+        with torch.no_grad():
+            probability = classifier.model(images).softmax(dim=1)
+        classes = probability.argmax(dim=1) if target is None else torch.full((len(files),), target)
+        bits = iba.attribute(images, target=classes, beta=options.beta)
+        writer.write(files, images, bits, classes, probability)
+    if skipped:
+        print(f"captum-iba: {len(skipped)} of {len(options.images)} images skipped", file=sys.stderr)
+    return SOME_SKIPPED if skipped else 0
+
+
+def _find_layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
+    modules = dict(model.named_modules())
+    if name is None:
+        layer = suggest_layer(model)
+        return next(key for key, module in modules.items() if module is layer), layer
+    if name not in modules or not name:
+        children = ", ".join(key for key in modules if "." not in key and key)
+        raise InvalidArgumentError(
+            f"layer={name!r} is not in the model; its children are {children}, and dotted names reach further in."
+        )
+    return name, modules[name]
+
+
+def _give_statistics(iba: LayerIBA, classifier: Classifier, options: argparse.Namespace) -> None:
+    if options.statistics is None and options.calibrate is None:
+        print(
+            "captum-iba: for bits that are an upper bound, pass --calibrate FOLDER with some hundred photos once, then "
+            "--statistics FILE",
+            file=sys.stderr,
+        )
+    if options.statistics is not None:
+        iba.load_statistics(options.statistics)
+    if options.calibrate is not None:
+
+        def skip(path: Path, reason: str) -> None:
+            print(f"captum-iba: left out of the calibration {path}: {reason}", file=sys.stderr)
+
+        photos = photos_in(options.calibrate)
+        batches = read_batches(photos, classifier.preprocess, _BATCH_SIZE, skip)
+        iba.estimate((images for _, images in batches), show_progress=True)
+        path = options.output / "statistics.safetensors"
+        iba.save_statistics(path)
+        print(f"statistics of {len(photos)} photos: {path}")
+
+
+class _Writer:
+    """Writes one picture a photo and prints one line."""
+
+    def __init__(self, folder: Path, classifier: Classifier) -> None:
+        self._folder, self._classifier = folder, classifier
+        self._taken: set[str] = set()
+
+    def write(self, files: list[Path], images: Tensor, bits: Tensor, classes: Tensor, probability: Tensor) -> None:
+        """Write and print a batch."""
+        if bits.ndim != 4:
+            raise InvalidArgumentError(
+                f"The layer gives attributions of shape {list(bits.shape)}, which are no map. Choose a --layer with a "
+                "spatial grid."
+            )
+        if bits.shape[1] != 1:  # channels last
+            bits = bits.movedim(-1, 1)
+        pixels = resize_bits(bits, (images.shape[2], images.shape[3]))
+        for i, file in enumerate(files):
+            index = int(classes[i])
+            label, p = self._classifier.categories[index], float(probability[i, index])
+            total = float(bits[i].sum())
+            path = self._path(file)
+            figure = plot_attributions(
+                self._classifier.to_display(images[i : i + 1]),
+                {"Information Bottleneck Attribution": Heatmap(pixels[i : i + 1], "bits per pixel")},
+                [f"{label}, p = {p:.2f}"],
+            )
+            figure.savefig(path, dpi=130)
+            print(f"{file}: {label} ({index}), p = {p:.3f}, {total:.0f} bits -> {path}")
+
+    def _path(self, file: Path) -> Path:
+        stem, number = file.stem, 1
+        while stem in self._taken:  # photos of one name from several folders
+            number += 1
+            stem = f"{file.stem}_{number}"
+        self._taken.add(stem)
+        return self._folder / f"{stem}.png"
