@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         status: int = options.run(options)
-    except (CaptumIBAError, FileNotFoundError) as error:
+    except CaptumIBAError as error:
         print(f"captum-iba: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:

@@ -67,6 +67,10 @@ class StatisticsFileError(StatisticsError):
     """A file does not hold feature statistics that can be read."""
 
 
+class MissingFileError(CaptumIBAError, FileNotFoundError):
+    """A path leads nowhere."""
+
+
 class GradientModeError(CaptumIBAError, RuntimeError):
     """Gradients are needed and cannot be computed here."""
 

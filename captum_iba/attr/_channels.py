@@ -87,7 +87,7 @@ def resolve_channel_dim(
             "feature axis. Choose a layer with features of at least two dimensions."
         )
     if channel_dim is not None:
-        if not isinstance(channel_dim, int) or not -features.ndim < channel_dim < features.ndim or channel_dim == 0:
+        if type(channel_dim) is not int or not -features.ndim < channel_dim < features.ndim or channel_dim == 0:
             raise InvalidArgumentError(
                 f"channel_dim={channel_dim!r} is no feature axis of {layer_name}, whose features have shape "
                 f"{list(features.shape)}. Wanted 1 to {features.ndim - 1}, or a negative axis that is not the batch."
@@ -113,6 +113,10 @@ def _evidence(module: nn.Module) -> tuple[bool | None, int | None]:
     for inner in reversed(list(module.modules())):
         name = type(inner).__name__
         width = next((getattr(inner, key) for key in _WIDTHS if isinstance(getattr(inner, key, None), int)), None)
+        dims = getattr(inner, "dims", None)
+        if name == "Permute" and isinstance(dims, (list, tuple)) and len(dims) > 2:  # torchvision's
+            last = len(dims) - 1
+            return (True if dims[1] == last else False if dims[last] == 1 else None), None
         if isinstance(inner, nn.LayerNorm):
             # torchvision's LayerNorm2d normalises (B, C, H, W) and is a LayerNorm by inheritance
             return name.endswith("2d"), inner.normalized_shape[-1]

@@ -57,6 +57,10 @@ class Objective:
             TargetError: not one value per example.
             NonFiniteError: the model's own output already is NaN or infinite for the target.
         """
+        if self._objective is None and output.ndim > 1 and not -output.ndim <= self._class_dim < output.ndim:
+            raise InvalidArgumentError(
+                f"class_dim={self._class_dim} is no axis of the model's output of shape {list(output.shape)}."
+            )
         try:
             values = self(output, 1)
         except (IndexError, RuntimeError) as error:

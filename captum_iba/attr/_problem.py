@@ -62,19 +62,19 @@ class Arguments:
     seed: int
 
     def __post_init__(self) -> None:
-        _assert_number("beta", self.beta, self.beta >= 0, "at least 0")
-        _assert_number("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        _assert_number("initial_alpha", self.initial_alpha, True, "finite")
+        _assert_number("beta", self.beta, lambda value: value >= 0, "of at least 0")
+        _assert_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
+        _assert_number("initial_alpha", self.initial_alpha, lambda _: True, "of any size")
         if self.sigma is not None:
-            _assert_number("sigma", self.sigma, self.sigma >= 0, "at least 0, or None")
+            _assert_number("sigma", self.sigma, lambda value: value >= 0, "of at least 0, or None")
         for name in ("n_steps", "n_samples", "internal_batch_size"):
             value = getattr(self, name)
             if name == "internal_batch_size" and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least 1.")
-        if not isinstance(self.seed, int):
-            raise InvalidArgumentError(f"seed={self.seed!r}; wanted an integer.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            raise InvalidArgumentError(f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1.")
 
     def settings(self, n_examples: int) -> Settings:
         """The optimisation's parameters for a batch of this size."""
@@ -86,7 +86,9 @@ class Arguments:
                     f"{n_examples} rows run at once. Pass fewer examples to use less memory.",
                     stacklevel=5,
                 )
-            copies = min(copies, max(1, self.internal_batch_size // n_examples))
+            most = min(copies, max(1, self.internal_batch_size // n_examples))
+            # parts of one size: a module before the layer may keep tensors of the size it ran at last
+            copies = next(part for part in range(most, 0, -1) if copies % part == 0)
         return Settings(
             beta=float(self.beta),
             n_steps=self.n_steps,
@@ -285,8 +287,9 @@ class Problem:
         return lambda x: blur(x.movedim(self.channel_dim, 1)).movedim(1, self.channel_dim)
 
 
-def _assert_number(name: str, value: Any, in_range: bool, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not in_range:
+def _assert_number(name: str, value: Any, in_range: Callable[[float], bool], wanted: str) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not in_range(value):
         raise InvalidArgumentError(f"{name}={value!r}; wanted a finite number {wanted}.")
 
 
@@ -297,7 +300,7 @@ def _assert_inputs(inputs: tuple[Tensor, ...]) -> None:
             "is no hindrance."
         )
     if not inputs:
-        raise InvalidArgumentError("inputs is an empty tuple; wanted at least one tensor.")
+        raise InvalidArgumentError(f"inputs is empty ({inputs!r}); wanted a tensor, or a tuple of at least one.")
     for index, tensor in enumerate(inputs):
         if not isinstance(tensor, Tensor):
             raise InvalidTypeError(f"inputs[{index}] is a {type(tensor).__name__}; wanted a tensor.")

@@ -215,7 +215,7 @@ class LayerIBA(LayerAttribution):
             LayerIBA: self.
 
         Raises:
-            FileNotFoundError: no such file.
+            MissingFileError: no such file.
             StatisticsFileError: not a statistics file, or a damaged one.
         """
         self._set_statistics(FeatureStatistics.load(path), attribute_to_layer_input)

@@ -185,17 +185,25 @@ def _loss_and_slopes(
     for chunk in torch.split(eps, settings.copies_per_run):
         with torch.enable_grad():
             rows = _rows((leaves[0], leaves[1]), chunk, dtype, loss)
-        if not rows.requires_grad:
-            raise GradientModeError(
-                "The objective does not depend on the layer by gradient. Choose a layer that the output depends on, "
-                "and remove torch.no_grad or detach between the layer and the output."
-            )
         _assert_finite(rows, "The objective")
-        grads = torch.autograd.grad(rows, leaves, torch.full_like(rows, 1.0 / settings.n_samples))
+        grads = _gradients(rows, leaves, 1.0 / settings.n_samples)
         value += rows.detach().sum(dim=0).to(value) / settings.n_samples
         for slope, grad in zip(slopes, grads, strict=True):
             slope += grad
     return value, slopes
+
+
+def _gradients(rows: Tensor, leaves: tuple[Tensor, ...], weight: float) -> list[Tensor]:
+    grads: tuple[Tensor | None, ...] = (None,)
+    if rows.requires_grad:
+        grads = torch.autograd.grad(rows, leaves, torch.full_like(rows, weight), allow_unused=True)
+    found = [grad for grad in grads if grad is not None]
+    if len(found) < len(leaves):
+        raise GradientModeError(
+            "The objective does not depend on the layer by gradient. Choose a layer that the output depends on, and "
+            "remove torch.no_grad or detach between the layer and the output."
+        )
+    return found
 
 
 def _assert_finite(values: Tensor, what: str) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_iba.bottleneck.information import Reference, floor_scale
-from captum_iba.errors import StatisticsError, StatisticsFileError
+from captum_iba.errors import MissingFileError, StatisticsError, StatisticsFileError
 
 FORMAT = "captum_iba.statistics"
 VERSION = 1
@@ -207,12 +207,12 @@ class FeatureStatistics:
         """Read a file written by :meth:`save`.
 
         Raises:
-            FileNotFoundError: no such file.
+            MissingFileError: no such file.
             StatisticsFileError: the file is truncated, of another kind or of a newer version.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"No statistics file at {str(path)!r}. Write one with save_statistics(path).")
+            raise MissingFileError(f"No statistics file at {str(path)!r}. Write one with save_statistics(path).")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

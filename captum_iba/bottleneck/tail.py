@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.bottleneck.replay import Recording, ReplayFailed, Site, run_with
+from captum_iba.errors import MismatchedArgumentsError
 
 CallFor = Callable[[int], Any]
 
@@ -105,9 +106,19 @@ class Tail:
     def _expanded_recording(self, copies: int) -> Recording:
         if copies not in self._expanded:
             recording = Recording.make(self._site, lambda: self._call_for(copies), self._roots)
+            self._assert_batch_first(recording.features, copies)
             self._assert_reproduces(recording, copies)
             self._expanded[copies] = recording
         return self._expanded[copies]
+
+    def _assert_batch_first(self, features: Tensor, copies: int) -> None:
+        wanted = (copies * len(self.features), *self.features.shape[1:])
+        if tuple(features.shape) != wanted:
+            raise MismatchedArgumentsError(
+                f"{self._site.name} gives features of shape {list(features.shape)} for {copies} times the inputs that "
+                f"gave {list(self.features.shape)}, wanted {list(wanted)}: the first axis must be the batch. Choose a "
+                "layer that keeps it, such as one with batch_first=True."
+            )
 
     @torch.no_grad()
     def _assert_reproduces(self, recording: Recording, copies: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import StatisticsError, StatisticsFileError
+from captum_iba.errors import MissingFileError, StatisticsError, StatisticsFileError
 from tests.literal import normal
 
 
@@ -110,7 +110,7 @@ def test_foreign_file(tmp_path):
 
 def test_missing_file(tmp_path):
     """A path that leads nowhere is a FileNotFoundError that says how to make the file."""
-    with pytest.raises(FileNotFoundError, match="save_statistics"):
+    with pytest.raises(MissingFileError, match="save_statistics"):
         FeatureStatistics.load(tmp_path / "none.safetensors")
 
 
