@@ -32,14 +32,14 @@ def literal_iba(
     initial_alpha=5.0,
     seed=0,
 ):
-    """Bits per element of one example x (1, C, H, W), in float64."""
+    """Bits per element of one example x (1, C, H, W)."""
     features = []
     handle = layer.register_forward_hook(lambda _m, _i, output: features.append(output.detach().clone()))
     with torch.no_grad():
         model(x)
     handle.remove()
     (r,) = features
-    down, across = (blur_matrix(sigma, size) if sigma > 0 else None for size in r.shape[2:])
+    down, across = (blur_matrix(sigma, size).to(r) if sigma > 0 else None for size in r.shape[2:])
 
     def smooth(mask):
         return down @ mask @ across.T if sigma > 0 else mask
