@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    warnings.simplefilter("default")
-    warnings.showwarning = _show_warning
     try:
-        status: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _show_warning
+            status: int = options.run(options)
     except CaptumIBAError as error:
         print(f"captum-iba: {error}", file=sys.stderr)
         return USER_ERROR

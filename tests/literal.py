@@ -57,8 +57,8 @@ def literal_iba(
         lam = smooth(torch.sigmoid(alpha))
         eps = torch.randn((n_samples, *r.shape[1:]), generator=generator, dtype=torch.float32).to(r.dtype)
         noise = mean + std * eps
-        z = lam * r + (1 - lam) * noise
-        handle = layer.register_forward_hook(lambda _m, _i, _o, z=z: z)
+        # the layer's output with its graph, as the published code has it: gradients flow on into the head
+        handle = layer.register_forward_hook(lambda _m, _i, out, lam=lam, eps=noise: lam * out + (1 - lam) * eps)
         logits = model(x.repeat(n_samples, 1, 1, 1))
         handle.remove()
         cross_entropy = nn.functional.cross_entropy(logits, torch.full((n_samples,), target))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from captum_iba._files import write_atomically
 from captum_iba.bottleneck.information import Reference, floor_scale
 from captum_iba.errors import MissingFileError, StatisticsError, StatisticsFileError
 
@@ -182,7 +182,6 @@ class FeatureStatistics:
         Args:
             path (str or PathLike): target; an existing file is replaced only once the new one is complete.
         """
-        path = Path(path)
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
@@ -193,14 +192,7 @@ class FeatureStatistics:
             "n_samples": str(self.n_samples),
         }
         tensors = {"mean": self.mean.contiguous().cpu(), "m2": self.m2.contiguous().cpu()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(Path(path), save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:

@@ -8,7 +8,6 @@ order of their notes, which safetensors does not fix.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
 
+from captum_iba._files import write_atomically
 from captum_iba.demo.data import GREY_MEAN, GREY_STD, Canvases, load_canvases
 from captum_iba.demo.model import WEIGHTS, DigitsNet
 from captum_iba.errors import InvalidArgumentError
@@ -118,13 +118,7 @@ def write_weights(model: DigitsNet, output: Path, notes: dict[str, str]) -> None
         ...     [file.name for file in Path(folder).iterdir()]
         ['net.safetensors']
     """
-    # A plain new file next to the old one, rather than one from tempfile, gets the usual permissions.
-    draft = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(save(model.state_dict(), metadata=notes))
-        os.replace(draft, output)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomically(output, save(model.state_dict(), metadata=notes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -275,7 +275,9 @@ def test_captum_interpolates_the_map(layer_iba: LayerIBA, x: Tensor) -> None:
 
 def wrappings(model: nn.Module) -> Iterator[tuple[Callable[..., Tensor], list[int] | None]]:
     """The ways to hand over a data-parallel model on a host with one device."""
-    parallel = nn.DataParallel(model, device_ids=[] if torch.cuda.is_available() else None)
+    parallel = nn.DataParallel(model)
+    parallel.device_ids = []  # what a host without CUDA has
+    model.cpu()
     yield parallel, None
     yield parallel, []
     yield parallel.forward, None

@@ -148,7 +148,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     output = tmp_path / "net.safetensors"
     output.write_text("old")
-    monkeypatch.setattr("captum_iba.demo.train.os.replace", fail)
+    monkeypatch.setattr("captum_iba._files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         training.write_weights(load_model(), output, {})
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
