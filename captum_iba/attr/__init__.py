@@ -1,7 +1,8 @@
 """Attribution methods as Captum knows them."""
 
+from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.iba import IBA
-from captum_iba.attr.layer_iba import IBADiagnostics, LayerIBA
+from captum_iba.attr.layer_iba import LayerIBA
 from captum_iba.attr.resize import resize_bits
 from captum_iba.attr.suggest_layer import suggest_layer
 

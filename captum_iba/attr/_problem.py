@@ -22,7 +22,7 @@ from captum_iba._captum import (
 )
 from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
-from captum_iba.bottleneck.information import Reference, example_reference, normalize
+from captum_iba.bottleneck.information import Reference, assert_finite_features, example_reference, normalize
 from captum_iba.bottleneck.optimization import Noise, Optimized, Settings, optimize, sample_loss, work_dtype
 from captum_iba.bottleneck.replay import Site
 from captum_iba.bottleneck.smoothing import GaussianBlur
@@ -242,6 +242,7 @@ class Problem:
 
     def _make_reference(self, warned: set[str]) -> Reference:
         wide = self._features.to(work_dtype(self._features))
+        assert_finite_features(wide)
         if self._statistics is not None:
             reference = self._statistics.reference(wide, self._site.name)
             self._warn_if_far(normalize(wide, reference), warned)
@@ -253,8 +254,6 @@ class Problem:
                 "stand in. The bits are then no upper bound on information. Call estimate(data) first.",
                 stacklevel=4,
             )
-        if not torch.isfinite(wide).all():
-            normalize(wide, Reference(wide, wide, wide.bool()))  # raises with the right message
         return example_reference(wide, self.channel_dim)
 
     def _warn_if_far(self, normalized: Tensor, warned: set[str]) -> None:

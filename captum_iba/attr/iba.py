@@ -12,6 +12,7 @@ from captum_iba._captum import Attribution, TargetType, _format_tensor_into_tupl
 from captum_iba.attr.layer_iba import LayerIBA
 from captum_iba.attr.resize import bits_to_input
 from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.errors import InvalidArgumentError
 
 
 class IBA(Attribution):
@@ -105,10 +106,18 @@ class IBA(Attribution):
             Several inputs share the bits equally.
 
         Raises:
-            InvalidArgumentError: an input has no spatial relation to the layer's features.
+            InvalidArgumentError: an input has no spatial relation to the layer's features, or one of the two arguments
+                is given.
             CaptumIBAError: everything :meth:`LayerIBA.attribute` raises.
         """
-        kwargs |= {"attr_dim_summation": True, "return_diagnostics": True}
+        fixed = {"attr_dim_summation": True, "return_diagnostics": True}
+        chosen = sorted(fixed.keys() & kwargs.keys())
+        if chosen:
+            raise InvalidArgumentError(
+                f"{chosen} cannot be chosen: IBA returns bits of the input's shape alone. Use LayerIBA, and resize_bits "
+                "for its map."
+            )
+        kwargs |= fixed
         bits, record = self.layer_iba.attribute(
             inputs, target, additional_forward_args, attribute_to_layer_input, **kwargs
         )

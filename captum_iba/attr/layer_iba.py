@@ -16,35 +16,12 @@ from captum_iba.attr._calibration import Collector, InputFn, Per, forward_calls
 from captum_iba.attr._model import device_of, evaluation_mode, locate, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments, Problem
+from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.bottleneck.optimization import Optimized
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.errors import InvalidArgumentError, StatisticsError
 
 _FEW_EXAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class IBADiagnostics:
-    """What happened during the optimisation.
-
-    Attributes:
-        objective (Tensor): (n_steps, N), each example's mean loss over the noisy copies before each step.
-        information (Tensor): (n_steps, N), its total information in bits before each step.
-        target_probability (Tensor or None): (N,), mean probability of the target over ``n_samples`` fresh noisy copies
-            through the final bottleneck; None for an objective of the user's own.
-        total_bits (Tensor): (N,), total information through the final bottleneck.
-        channel_dim (int): axis of the layer's features that was summed over.
-        inactive_share (float): share of features that never vary and therefore carry no information.
-        forward_mode (str): ``"replay"``, ``"replay expanded"`` or ``"whole model"``: how the model was run.
-    """
-
-    objective: Tensor
-    information: Tensor
-    target_probability: Tensor | None
-    total_bits: Tensor
-    channel_dim: int
-    inactive_share: float
-    forward_mode: str
 
 
 @dataclass
@@ -133,8 +110,8 @@ class LayerIBA(LayerAttribution):
         max_examples: int = 10_000,
         per: Per = "auto",
         attribute_to_layer_input: bool = False,
-        channel_dim: int | None = None,
         show_progress: bool = False,
+        channel_dim: int | None = None,
     ) -> LayerIBA:
         r"""Estimate the mean and deviation of the layer's features, which the noise will have.
 
@@ -152,8 +129,8 @@ class LayerIBA(LayerAttribution):
                 which needs inputs of one size; ``"channel"``: pooled over positions; ``"auto"``: per feature on
                 spatial maps of one size and on vectors, else per channel. Default: ``"auto"``.
             attribute_to_layer_input (bool, optional): the layer's input instead of its output. Default: False.
-            channel_dim (int, optional): axis of the channels, see :meth:`attribute`. Default: None, found out.
             show_progress (bool, optional): show a progress bar. Default: False.
+            channel_dim (int, optional): axis of the channels, see :meth:`attribute`. Default: None, found out.
 
         Returns:
             LayerIBA: self.
@@ -262,10 +239,10 @@ class LayerIBA(LayerAttribution):
         attr_dim_summation: bool = True,
         internal_batch_size: int | None = None,
         objective: ObjectiveType = None,
-        class_dim: int = 1,
         seed: int = 0,
         return_diagnostics: bool = False,
         show_progress: bool = False,
+        class_dim: int = 1,
     ) -> Tensor | tuple[Tensor, IBADiagnostics]:
         r"""Learn each example's bottleneck and return the information that passes it, in bits.
 
@@ -293,10 +270,10 @@ class LayerIBA(LayerAttribution):
             objective (str or Callable, optional): what the output is. None: logits, with log-softmax over
                 ``class_dim`` and the target's cross-entropy; ``"probability"`` or ``"log_probability"``: the model ends
                 in softmax or log-softmax; a callable ``(output, target) -> loss`` with one value a row. Default: None.
-            class_dim (int, optional): axis of the classes in the output. Default: 1, as in Captum.
             seed (int, optional): of the noise, which comes from a generator of its own. Default: 0.
             return_diagnostics (bool, optional): return ``(bits, IBADiagnostics)``. Default: False.
             show_progress (bool, optional): show a progress bar over the steps. Default: False.
+            class_dim (int, optional): axis of the classes in the output. Default: 1, as in Captum.
 
         Returns:
             *Tensor* of **attributions**: bits, never negative, detached: (N, 1, H, W) for features (N, C, H, W),

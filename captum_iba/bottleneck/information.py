@@ -121,17 +121,26 @@ def kl_divergence(mask: Mask, normalized: Tensor) -> Tensor:
     return open_term + 0.5 * mask.lam.square() * (1.0 + normalized.square())
 
 
-def normalize(features: Tensor, reference: Reference) -> Tensor:
-    """Return (features - mean) / scale, zero where the feature is not active.
+def assert_finite_features(features: Tensor) -> None:
+    """Refuse features with a NaN or an infinity.
 
     Raises:
-        NonFiniteError: the features hold a NaN or an infinity.
+        NonFiniteError: there is one.
     """
     if not torch.isfinite(features).all():
         raise NonFiniteError(
             "The layer's features contain NaN or infinity. Look at the model and the input with "
             "torch.isfinite before asking for attributions; half-precision models may have overflowed."
         )
+
+
+def normalize(features: Tensor, reference: Reference) -> Tensor:
+    """Return (features - mean) / scale, zero where the feature is not active.
+
+    Raises:
+        NonFiniteError: the features hold a NaN or an infinity.
+    """
+    assert_finite_features(features)
     normalized = (features - reference.mean) / reference.scale
     return torch.where(reference.active, normalized, torch.zeros_like(normalized))
 

@@ -225,6 +225,10 @@ class Recording:
         """Whether there is a prefix to save."""
         return bool(self._calls)
 
+    def release(self) -> None:
+        """Let go of the prefix's outputs, once it is known that they will not be replayed."""
+        self._calls.clear()
+
     def run(self, call: Call, z: Tensor, first_time: bool = False) -> Any:
         """Run the model with ``z`` at the layer and the recorded prefix.
 

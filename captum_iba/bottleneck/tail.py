@@ -69,6 +69,8 @@ class Tail:
         """Run the model with ``z``, of ``copies * N`` rows, in place of the layer's features."""
         if self._mode is None:
             self._mode = "replay" if self._rows_are_independent() else "replay expanded"
+            if self._mode != "replay":
+                self._recording.release()
         if self._mode == "replay":
             try:
                 return self._checked(self._recording.run(lambda: self._call_for(1), z), len(z))
@@ -138,6 +140,7 @@ class Tail:
 
     def _give_up(self, reason: Exception) -> None:
         self._mode = "whole model"
+        self._recording.release()
         self._expanded.clear()
         warnings.warn(
             f"What comes before {self._site.name} cannot be replayed ({reason}); the whole model runs at each step. "

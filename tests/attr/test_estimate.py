@@ -269,7 +269,7 @@ def test_a_failed_save_keeps_the_older_file(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "layer.safetensors"
     estimate(X).save(path)
     older = path.read_bytes()
-    monkeypatch.setattr("captum_iba.bottleneck.statistics.save_file", full)
+    monkeypatch.setattr("captum_iba._files.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         estimate(Y).save(path)
     assert path.read_bytes() == older

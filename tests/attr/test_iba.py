@@ -87,3 +87,9 @@ def test_vectors_have_no_place_on_the_input():
     method = IBA(model, model[0]).estimate(torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(InvalidArgumentError, match="no spatial relation"):
         method.attribute(torch.ones(2, 3), target=0)
+
+
+def test_arguments_that_would_change_the_shape_are_refused(iba):
+    """The shape is the input's; asking for another says which method to use."""
+    with pytest.raises(InvalidArgumentError, match="attr_dim_summation.*LayerIBA"):
+        iba.attribute(normal(1, 3, 10, 10), target=1, attr_dim_summation=False)
