@@ -186,13 +186,12 @@ class Problem:
             self._site.name,
         )
         self._reference = self._make_reference(warned)
-        self._axes = self._spatial_axes()
+        self._axes = [axis for axis in range(1, self._features.ndim) if axis != self.channel_dim]
 
     def solve(self, after_step: Callable[[], object]) -> Optimized:
         """Optimise the mask."""
-        by_position = self._features.ndim == 3 and self.channel_dim == 2
         wide = torch.empty(0, dtype=work_dtype(self._features), device=self._features.device)
-        self._noise = Noise(tuple(self._features.shape[1:]), wide, self._settings.seed, by_position)
+        self._noise = Noise(tuple(self._features.shape[1:]), wide, self._settings.seed, self._is_token_layer)
         return optimize(
             self._features, self._reference, self._loss, self._settings, self._noise, self._blur(), after_step
         )
@@ -267,19 +266,20 @@ class Problem:
                 stacklevel=4,
             )
 
-    def _spatial_axes(self) -> list[int]:
-        return [axis for axis in range(1, self._features.ndim) if axis != self.channel_dim]
+    @property
+    def _is_token_layer(self) -> bool:
+        return self._features.ndim == 3 and self.channel_dim == 2
 
     def _blur(self) -> Callable[[Tensor], Tensor] | None:
-        is_grid = bool(self._axes) and not (self._features.ndim == 3 and self.channel_dim == 2)
+        is_grid = len(self._axes) in (1, 2, 3) and not self._is_token_layer
         sigma = self._arguments.sigma if self._arguments.sigma is not None else (1.0 if is_grid else 0.0)
-        if sigma > 0 and not self._axes:
-            raise InvalidArgumentError(
-                f"sigma={sigma} smooths over positions, but {self._site.name} gives vectors "
-                f"{list(self._features.shape)}. Pass sigma=None or 0."
-            )
-        if sigma == 0 or len(self._axes) > 3:
+        if sigma == 0:
             return None
+        if len(self._axes) not in (1, 2, 3):
+            raise InvalidArgumentError(
+                f"sigma={sigma} smooths over one to three axes of positions, but {self._site.name} has "
+                f"{len(self._axes)} in {list(self._features.shape)}. Pass sigma=None or 0."
+            )
         blur = GaussianBlur(sigma, tuple(self._features.shape[axis] for axis in self._axes))
         if self.channel_dim == 1:
             return blur

@@ -1,4 +1,5 @@
 import gc
+import math
 
 import pytest
 import torch
@@ -42,35 +43,58 @@ def test_batch_of_eight_equals_eight_singles(calibrated):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=25)
-@given(
-    st.integers(1, 3),
-    st.integers(1, 4),
-    st.integers(1, 7),
-    st.integers(1, 7),
-    st.integers(1, 3),
-    st.booleans(),
-    st.data(),
-)
-@pytest.mark.filterwarnings("ignore:sigma=")
-def test_laws_hold_for_any_shape(n, channels, height, width, n_samples, summed, data):
-    """For any shape: bits are finite and not negative, batch equals singles, both sums agree, results repeat."""
+class Tokens(nn.Module):
+    """A linear layer over tokens, (N, T, D)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer, self.head = nn.Linear(2, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x).tanh()).mean(dim=1)
+
+
+def model_of(kind, width, sizes):
+    """A small model with random weights, its layer, the shape of its inputs and of its summed attribution."""
     generator = torch.Generator().manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(2, channels, 1), nn.Tanh(), nn.Flatten(), nn.Linear(channels * height * width, 3))
-    model = model.double().eval()
+    if kind == "tokens":
+        model = Tokens(width)
+        layer, inputs, summed = model.layer, (sizes[0], 2), (sizes[0], 1)
+    else:
+        n_axes = {"vector": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}[kind]
+        first = nn.Linear(2, width) if n_axes == 0 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n_axes - 1](2, width, 1)
+        positions = tuple(sizes[:n_axes])
+        model = nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(width * math.prod(positions), 3))
+        layer, inputs, summed = first, (2, *positions), (1, *positions)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    iba = LayerIBA(model, model[0]).estimate(normal(50, 2, height, width, seed=4))
-    x = normal(n, 2, height, width, seed=5)
-    keywords = {"target": data.draw(st.integers(0, 2)), "n_samples": n_samples, "n_steps": 3}
-    bits = iba.attribute(x, attr_dim_summation=summed, **keywords)
+    return model.double().eval(), layer, inputs, summed
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(["vector", "tokens", "conv1d", "conv2d", "conv3d"]),
+    n=st.integers(1, 3),
+    width=st.integers(1, 4),
+    sizes=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    n_samples=st.integers(1, 3),
+    target=st.integers(0, 2),
+)
+@pytest.mark.filterwarnings("ignore:sigma=")
+def test_laws_hold_for_any_shape(kind, n, width, sizes, n_samples, target):
+    """For any shape: bits are finite and not negative, batch equals singles, both sums agree, results repeat."""
+    model, layer, shape, summed = model_of(kind, width, sizes)
+    iba = LayerIBA(model, layer).estimate(normal(50, *shape, seed=4))
+    x = normal(n, *shape, seed=5)
+    keywords = {"target": target, "n_samples": n_samples, "n_steps": 3}
+    bits = iba.attribute(x, **keywords)
     full = iba.attribute(x, attr_dim_summation=False, **keywords)
-    assert bits.shape == (n, 1 if summed else channels, height, width)
-    assert torch.isfinite(bits).all()
-    assert (bits >= 0).all()
+    assert bits.shape == (n, *summed)
+    assert torch.isfinite(full).all()
+    assert (full >= 0).all()
     assert bits.is_contiguous()
     assert not bits.requires_grad
-    torch.testing.assert_close(bits.sum(), full.sum())
+    torch.testing.assert_close(bits.flatten(1).sum(dim=1), full.flatten(1).sum(dim=1))
     assert torch.equal(full, iba.attribute(x, attr_dim_summation=False, **keywords))
     last = iba.attribute(x[-1:], attr_dim_summation=False, **keywords)
     torch.testing.assert_close(full[-1:], last, rtol=0, atol=1e-9)
@@ -198,12 +222,11 @@ def test_without_statistics_each_example_stands_in_for_itself(cnn):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
 
 
-def test_constant_features_without_statistics_name_estimate(cnn):
+def test_constant_features_without_statistics_name_estimate():
     """Where an example's features are constant, the stand-in fails and names estimate."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(18, 2)).eval()
     with pytest.raises(StatisticsError, match="estimate"), pytest.warns(UserWarning, match="no feature statistics"):
-        LayerIBA(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(18, 2)), None).__class__(
-            model := nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(18, 2)).eval(), model[0]
-        ).attribute(torch.zeros(1, 1, 3, 3), target=0)
+        LayerIBA(model, model[0]).attribute(torch.zeros(1, 1, 3, 3), target=0)
 
 
 def test_features_far_from_the_statistics_are_warned_about(calibrated, cnn):
