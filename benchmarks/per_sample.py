@@ -29,7 +29,7 @@ from tests.literal import literal_iba
 
 LAYERS = {"resnet50": "layer2", "vgg16": "features.17"}
 # The documented faster setting: fewer noise copies, and the model in bfloat16.
-FAST = {"n_samples": 4}
+FAST = {"n_samples": 2}
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, nn.Module]:

@@ -19,6 +19,10 @@ class CaptumIBAError(Exception):
     """
 
 
+class CaptumIBAWarning(UserWarning):
+    """Something works, but not as it could: what was found, and what to do."""
+
+
 class InvalidArgumentError(CaptumIBAError, ValueError):
     """An argument has a value that cannot be used."""
 

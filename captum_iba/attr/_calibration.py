@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_iba._captum import _format_additional_forward_args, _format_tensor_into_tuples, _run_forward
 from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.bottleneck.containers import map_tensors
-from captum_iba.bottleneck.replay import Recording, Site, features_at
+from captum_iba.bottleneck.replay import Recording, Site
 from captum_iba.bottleneck.statistics import FeatureStatistics, Kind
 from captum_iba.errors import InvalidTypeError, StatisticsError
 
@@ -25,12 +25,14 @@ def forward_calls(
 ) -> Iterator[Callable[[], Any]]:
     """Turn batches, as a DataLoader yields them, into forward passes that wait to be run."""
     batches = [data] if isinstance(data, (Tensor, Mapping)) else data
+    if not isinstance(batches, Iterable):
+        raise InvalidTypeError(f"data is a {type(data).__name__}; wanted an iterable of batches, such as a DataLoader.")
 
     def to_device(tensor: Tensor) -> Tensor:
         return tensor if device is None else tensor.to(device)
 
     for batch in batches:
-        inputs, additional = input_fn(batch) if input_fn is not None else (_inputs_of(batch), None)
+        inputs, additional = (_inputs_of(batch), None) if input_fn is None else _pair(input_fn(batch))
         inputs, additional = map_tensors(to_device, inputs), map_tensors(to_device, additional)
         if isinstance(inputs, Mapping):
             yield functools.partial(forward_func, **inputs)
@@ -38,6 +40,15 @@ def forward_calls(
             inputs = _format_tensor_into_tuples(tuple(inputs) if isinstance(inputs, list) else inputs)
             args = _format_additional_forward_args(additional)
             yield functools.partial(_run_forward, forward_func, inputs, None, args)
+
+
+def _pair(returned: Any) -> tuple[Any, Any]:
+    if isinstance(returned, tuple) and len(returned) == 2:
+        return returned
+    raise InvalidTypeError(
+        f"input_fn returned {type(returned).__name__}; wanted a pair (inputs, additional_forward_args), the second of "
+        "which may be None."
+    )
 
 
 def _inputs_of(batch: Any) -> Any:
@@ -60,14 +71,14 @@ class Collector:
         per (str): ``"auto"``, ``"feature"`` or ``"channel"``.
         channel_dim (int, optional): the user's choice of the channel axis.
         max_examples (int): examples to stop at.
-        roots (list[nn.Module]): modules around the layer.
+        modules (list[nn.Module]): modules that the forward function runs.
     """
 
     def __init__(
-        self, site: Site, per: Per, channel_dim: int | None, max_examples: int, roots: list[nn.Module]
+        self, site: Site, per: Per, channel_dim: int | None, max_examples: int, modules: list[nn.Module]
     ) -> None:
         self._site, self._per, self._channel_dim = site, per, channel_dim
-        self._max_examples, self._roots = max_examples, roots
+        self._max_examples, self._modules = max_examples, modules
         self.statistics: FeatureStatistics | None = None
 
     @property
@@ -82,17 +93,15 @@ class Collector:
 
     def add(self, call: Callable[[], Any]) -> None:
         """Run one batch as far as the layer and merge its statistics."""
-        if self.statistics is None:
-            # the first batch runs to the end, which finds a layer that runs twice, and what ran before it
-            recording = Recording.make(self._site, call, self._roots)
-            features, before = recording.features, recording.modules_before
-        else:
-            features, before = features_at(self._site, call), []
-        features = features[: self._max_examples - self.n_samples]
+        # what ran before the layer tells where the channels are; once is enough
+        recording = Recording.make(self._site, call, self._modules if self.statistics is None else [], to_the_end=False)
+        features = recording.features[: self._max_examples - self.n_samples]
         if len(features) == 0:
             return
         known = None if self.statistics is None else self.statistics.channel_dim
-        channel_dim = resolve_channel_dim(features, self._channel_dim, known, self._site.layer, before, self._site.name)
+        channel_dim = resolve_channel_dim(
+            features, self._channel_dim, known, self._site.layer, recording.modules_before, self._site.name
+        )
         batch = FeatureStatistics.from_features(features, channel_dim, self._kind(features, channel_dim))
         self.statistics = batch if self.statistics is None else self._merge(self.statistics, batch)
 

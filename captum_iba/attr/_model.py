@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-import warnings
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from captum_iba._warn import Warner
 from captum_iba.bottleneck.replay import Site
 from captum_iba.errors import DeviceError, InvalidTypeError, LayerNotExecutedError
 
@@ -46,22 +48,20 @@ def unwrap_parallel(forward_func: Callable[..., Any], device_ids: Sequence[int] 
     return forward_func
 
 
-def find_roots(forward_func: Callable[..., Any], layer: nn.Module) -> list[nn.Module]:
-    """Find the modules that a forward function runs: itself, or those it is bound to or closes over.
+def find_modules(forward_func: Callable[..., Any]) -> list[nn.Module]:
+    """Find the modules that a forward function runs: itself, or those it is bound to, closes over or names.
 
     Args:
         forward_func (Callable): module, bound method, partial, function or callable object.
-        layer (nn.Module): only modules that contain it count.
 
     Returns:
-        list[nn.Module]: the outermost modules found that contain the layer; empty if there are none.
+        list[nn.Module]: the outermost modules found; empty if there are none.
     """
     if isinstance(forward_func, nn.Module):
-        candidates = [forward_func]
-    else:
-        candidates = [value for value in _values_of(forward_func) if isinstance(value, nn.Module)]
-    containing = [m for m in dict.fromkeys(candidates) if any(inner is layer for inner in m.modules())]
-    return [m for m in containing if not any(m is not other and m in set(other.modules()) for other in containing)]
+        return [forward_func]
+    found = list(dict.fromkeys(value for value in _values_of(forward_func) if isinstance(value, nn.Module)))
+    inner = {module for outer in found for module in outer.modules() if module is not outer}
+    return [module for module in found if module not in inner]
 
 
 def _values_of(function: Any) -> list[Any]:
@@ -87,22 +87,38 @@ def _values_of(function: Any) -> list[Any]:
     return values
 
 
-def name_of(layer: nn.Module, roots: Sequence[nn.Module]) -> str:
-    """The layer's dotted name and type, for messages."""
-    for root in roots:
-        for name, module in root.named_modules():
-            if module is layer:
-                return f"layer {name or '<the model itself>'!r} ({type(layer).__name__})"
-    return f"the layer ({type(layer).__name__})"
-
-
 def locate(forward_func: Callable[..., Any], layer: Any, at_input: bool) -> tuple[Site, list[nn.Module]]:
-    """Check the layer and find the modules around it.
+    """Check the layer and find the modules that run with it.
+
+    Args:
+        forward_func (Callable): the forward function.
+        layer (Any): what the user passed as layer.
+        at_input (bool): at the layer's input.
+
+    Returns:
+        tuple[Site, list[nn.Module]]: the site, and the modules that the forward function runs; the layer alone, where
+        the function hides them.
 
     Raises:
-        InvalidTypeError: the layer is not one module.
+        InvalidTypeError: the layer is not one module, forward_func cannot be called, or one of them is TorchScript.
         LayerNotExecutedError: forward_func is a module that does not contain the layer.
     """
+    _assert_types(forward_func, layer)
+    modules = find_modules(forward_func)
+    name = _name_of(layer, modules)
+    if isinstance(forward_func, nn.Module) and name is None:
+        names = [child for child, _ in forward_func.named_children()]
+        raise LayerNotExecutedError(
+            f"layer ({type(layer).__name__}) is not part of the model ({type(forward_func).__name__}), so the forward "
+            f"pass cannot run it. Pass a module of this very model; its children are {names}."
+        )
+    known = f"the layer ({type(layer).__name__})" if name is None else f"layer {name!r} ({type(layer).__name__})"
+    return Site(layer, known, at_input), modules
+
+
+def _assert_types(forward_func: Any, layer: Any) -> None:
+    if not callable(forward_func):
+        raise InvalidTypeError(f"forward_func is a {type(forward_func).__name__}; wanted a module or a function.")
     if not isinstance(layer, nn.Module):
         raise InvalidTypeError(
             f"layer must be one torch.nn.Module, found {type(layer).__name__}. "
@@ -112,32 +128,36 @@ def locate(forward_func: Callable[..., Any], layer: Any, at_input: bool) -> tupl
                 else "Pass a module such as model.layer2, or dict(model.named_modules())['layer2']."
             )
         )
-    roots = find_roots(forward_func, layer)
-    if isinstance(forward_func, nn.Module) and not roots:
-        names = [name for name, _ in forward_func.named_children()]
-        raise LayerNotExecutedError(
-            f"layer ({type(layer).__name__}) is not part of the model ({type(forward_func).__name__}), so the forward "
-            f"pass cannot run it. Pass a module of this very model; its children are {names}."
+    if any(isinstance(thing, torch.jit.ScriptModule) for thing in (forward_func, layer)):
+        raise InvalidTypeError(
+            "TorchScript modules keep no Python hooks, so no bottleneck can be put into them. Pass the original "
+            "nn.Module; its state dict fits."
         )
-    return Site(layer, name_of(layer, roots), at_input), roots
+
+
+def _name_of(layer: nn.Module, modules: Sequence[nn.Module]) -> str | None:
+    for root in modules:
+        for name, module in root.named_modules():
+            if module is layer:
+                return name or "<the model itself>"
+    return None
 
 
 @contextmanager
-def evaluation_mode(modules: Sequence[nn.Module], warned: set[str]) -> Iterator[None]:
+def evaluation_mode(modules: Sequence[nn.Module], warner: Warner) -> Iterator[None]:
     """Run in evaluation mode, and put every module's own flag back.
 
     Args:
         modules (Sequence[nn.Module]): roots; all their descendants count.
-        warned (set[str]): remembers that the warning was given.
+        warner (Warner): remembers that the warning was given.
     """
     training = [m for root in modules for m in root.modules() if m.training]
-    if training and "training" not in warned:
-        warned.add("training")
-        warnings.warn(
+    if training:
+        warner.once(
+            "training",
             f"{len(training)} modules are in training mode (the first is {type(training[0]).__name__}). They run in "
             "evaluation mode here, without dropout and with fixed batch statistics, and are put back afterwards. Call "
             "model.eval() to choose this yourself.",
-            stacklevel=3,
         )
     try:
         for module in training:
@@ -146,6 +166,21 @@ def evaluation_mode(modules: Sequence[nn.Module], warned: set[str]) -> Iterator[
     finally:
         for module in training:
             module.training = True
+
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@contextmanager
+def exclusive(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Keep other threads' calls off these modules; hooks and replaced forwards belong to one call at a time."""
+    with _locks_guard:
+        locks = [_locks.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        yield
 
 
 def device_of(modules: Sequence[nn.Module]) -> torch.device | None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from captum_iba._captum import ExpansionTypes, TargetType, _expand_target, _select_targets
-from captum_iba.errors import InvalidArgumentError, NonFiniteError, NoTensorError, TargetError, TargetIndexError
+from captum_iba.errors import (
+    CaptumIBAError,
+    InvalidArgumentError,
+    NonFiniteError,
+    NoTensorError,
+    TargetError,
+    TargetIndexError,
+)
 
 ObjectiveType = Literal["probability", "log_probability"] | Callable[[Tensor, Any], Tensor] | None
 
@@ -55,22 +62,21 @@ class Objective:
         Raises:
             TargetIndexError: the target is no class of the output.
             TargetError: not one value per example.
+            InvalidArgumentError: class_dim is no axis of the output.
             NonFiniteError: the model's own output already is NaN or infinite for the target.
         """
-        if self._objective is None and output.ndim > 1 and not -output.ndim <= self._class_dim < output.ndim:
+        if self._takes_softmax(output) and not -output.ndim < self._class_dim < output.ndim:
             raise InvalidArgumentError(
                 f"class_dim={self._class_dim} is no axis of the model's output of shape {list(output.shape)}."
             )
+        if not callable(self._objective):
+            self._assert_classes_exist(output)
         try:
             values = self(output, 1)
         except (IndexError, RuntimeError) as error:
-            if callable(self._objective):
+            if callable(self._objective) or isinstance(error, CaptumIBAError):
                 raise
-            raise TargetIndexError(
-                f"target={self._target!r} does not fit the model's output of shape {list(output.shape)}: {error}. "
-                "Wanted a class index from 0 to the number of classes - 1 for each example"
-                + (", or target=None for one value per example." if output.ndim == 1 else ".")
-            ) from None
+            raise TargetIndexError(self._mismatch(output, str(error))) from None
         if values.numel() != n_examples:
             raise TargetError(
                 "Target not provided when necessary, cannot take gradient with respect to multiple outputs: "
@@ -83,6 +89,29 @@ class Objective:
                 "model's output, and at whether objective fits it (logits by default)."
             )
 
+    def _assert_classes_exist(self, output: Tensor) -> None:
+        """Compare indices with sizes: on CUDA an index out of range would end the process's use of the device."""
+        target = self._target
+        one_for_all = isinstance(target, (int, tuple)) or (isinstance(target, Tensor) and target.numel() == 1)
+        targets = target.flatten().tolist() if isinstance(target, Tensor) else target
+        for index in targets if isinstance(targets, list) else [targets]:
+            # Captum counts a single target from the end if it is negative, and gathers a target per example
+            lowest = -1 if one_for_all else 0
+            places = index if isinstance(index, tuple) else (index,)
+            if len(places) >= output.ndim:
+                continue  # more indices than axes, which Captum says better
+            for axis, place in enumerate(places, start=1):
+                size = output.shape[axis]
+                if isinstance(place, int) and not lowest * size <= place < size:
+                    raise TargetIndexError(self._mismatch(output, f"index {place} of axis {axis}, of size {size}"))
+
+    def _mismatch(self, output: Tensor, reason: str) -> str:
+        hint = ", or target=None for one value per example." if output.ndim == 1 else "."
+        return (
+            f"target={self._target!r} does not fit the model's output of shape {list(output.shape)}: {reason}. Wanted "
+            f"a class index from 0 to the number of classes - 1 for each example{hint}"
+        )
+
     def __call__(self, output: Tensor, copies: int) -> Tensor:
         """Loss of each row.
 
@@ -92,21 +121,36 @@ class Objective:
 
         Returns:
             Tensor: (copies * N,), in float32 at least.
+
+        Raises:
+            InvalidArgumentError: the user's objective does not return one loss a row.
         """
         target = _expand_target(self._target, copies, expansion_type=ExpansionTypes.repeat)
-        if callable(self._objective):
-            return self._objective(output, target).flatten()
-        return -self._log_likelihood(output, target).flatten()
+        if not callable(self._objective):
+            return -self._log_likelihood(output, target).flatten()
+        losses = self._objective(output, target)
+        if not isinstance(losses, Tensor) or losses.ndim == 0 or losses.numel() != output.shape[0]:
+            found = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise InvalidArgumentError(
+                f"objective returned {found} for an output of {output.shape[0]} rows; wanted one loss a row, such as "
+                "that of torch.nn.functional.cross_entropy(..., reduction='none')."
+            )
+        return losses.flatten()
+
+    def _takes_softmax(self, output: Tensor) -> bool:
+        # one value per example is a log-likelihood already
+        return self._objective is None and output.ndim > 1 and self._target is not None
 
     def _log_likelihood(self, output: Tensor, target: TargetType) -> Tensor:
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self._objective == "probability":
             return _select_targets(output, target).clamp_min(torch.finfo(output.dtype).tiny).log()
-        # one value per example is a log-likelihood already; softmax over a single class would be constant
-        if self._objective is None and output.ndim > 1 and output.shape[self._class_dim] > 1 and target is not None:
+        # softmax over a single class would be constant
+        if self._takes_softmax(output) and output.shape[self._class_dim] > 1:
             output = output.log_softmax(dim=self._class_dim)
         return _select_targets(output, target)
 
     def probability(self, loss: Tensor) -> Tensor | None:
-        """Probability of the target from its loss; None for a loss of the user's own."""
-        return None if callable(self._objective) else torch.exp(-loss)
+        """Probability of the target from its loss; None where the loss is not that of a probability."""
+        is_likelihood = not callable(self._objective) and bool((loss >= -1e-6).all())
+        return torch.exp(-loss).clamp_max(1.0) if is_likelihood else None

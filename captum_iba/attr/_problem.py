@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_iba._captum import (
-    ExpansionTypes,
-    TargetType,
-    _expand_additional_forward_args,
-    _format_additional_forward_args,
-    _format_tensor_into_tuples,
-    _run_forward,
-)
+from captum_iba._captum import TargetType
+from captum_iba._warn import Warner
 from captum_iba.attr._channels import resolve_channel_dim
+from captum_iba.attr._forward import Forward
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
 from captum_iba.bottleneck.information import Reference, assert_finite_features, example_reference, normalize
 from captum_iba.bottleneck.optimization import Noise, Optimized, Settings, optimize, sample_loss, work_dtype
@@ -28,17 +23,12 @@ from captum_iba.bottleneck.replay import Site
 from captum_iba.bottleneck.smoothing import GaussianBlur
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
-from captum_iba.errors import (
-    CaptumIBAError,
-    GradientModeError,
-    InvalidArgumentError,
-    InvalidTypeError,
-    MismatchedArgumentsError,
-    NonFiniteError,
-)
+from captum_iba.errors import InvalidArgumentError, MismatchedArgumentsError
 
 # More than one normalised feature in a hundred beyond ten deviations: not the data the statistics came from.
 _FAR, _FAR_SHARE = 10.0, 0.01
+# Beyond this, squares of gradients overflow in Adam's float32.
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -62,42 +52,47 @@ class Arguments:
     seed: int
 
     def __post_init__(self) -> None:
-        _assert_number("beta", self.beta, lambda value: value >= 0, "of at least 0")
-        _assert_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
-        _assert_number("initial_alpha", self.initial_alpha, lambda _: True, "of any size")
+        _assert_number(
+            "beta", self.beta, lambda value: 0 <= value <= _LARGEST, f"of at least 0, at most {_LARGEST:.0e}"
+        )
+        _assert_number("learning_rate", self.learning_rate, lambda v: 0 < v <= _LARGEST, f"above 0, to {_LARGEST:.0e}")
+        _assert_number("initial_alpha", self.initial_alpha, lambda v: abs(v) <= 1e4, "from -1e4 to 1e4")
         if self.sigma is not None:
-            _assert_number("sigma", self.sigma, lambda value: value >= 0, "of at least 0, or None")
+            _assert_number("sigma", self.sigma, lambda value: value == 0 or round(2 * value) >= 1, _WANTED_SIGMA)
         for name in ("n_steps", "n_samples", "internal_batch_size"):
             value = getattr(self, name)
-            if name == "internal_batch_size" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if (name != "internal_batch_size" or value is not None) and not _is_integer(value, least=1):
                 raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least 1.")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+        if not _is_integer(self.seed, least=0) or self.seed >= 2**63:
             raise InvalidArgumentError(f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1.")
+        if not isinstance(self.class_dim, Integral) or isinstance(self.class_dim, bool) or self.class_dim == 0:
+            raise InvalidArgumentError(f"class_dim={self.class_dim!r}; wanted an axis of the output, not the batch's.")
 
-    def settings(self, n_examples: int) -> Settings:
+    def settings(self, n_examples: int, warner: Warner) -> Settings:
         """The optimisation's parameters for a batch of this size."""
-        copies = self.n_samples
+        copies = int(self.n_samples)
         if self.internal_batch_size is not None:
             if self.internal_batch_size < n_examples:
-                warnings.warn(
+                warner.once(
+                    "internal_batch_size",
                     f"internal_batch_size={self.internal_batch_size} is below the {n_examples} examples of the batch; "
                     f"{n_examples} rows run at once. Pass fewer examples to use less memory.",
-                    stacklevel=5,
                 )
-            most = min(copies, max(1, self.internal_batch_size // n_examples))
+            most = min(copies, max(1, int(self.internal_batch_size) // n_examples))
             # parts of one size: a module before the layer may keep tensors of the size it ran at last
             copies = next(part for part in range(most, 0, -1) if copies % part == 0)
         return Settings(
             beta=float(self.beta),
-            n_steps=self.n_steps,
-            n_samples=self.n_samples,
+            n_steps=int(self.n_steps),
+            n_samples=int(self.n_samples),
             learning_rate=float(self.learning_rate),
             initial_alpha=float(self.initial_alpha),
-            seed=self.seed,
+            seed=int(self.seed),
             copies_per_run=copies,
         )
+
+
+_WANTED_SIGMA = "of at least 0: 0 (off) or more than 0.25 (a window of at least three positions), or None"
 
 
 class Problem:
@@ -105,41 +100,28 @@ class Problem:
 
     Args:
         arguments (Arguments): the numbers.
-        forward_func (Callable): the forward function.
+        forward (Forward): the forward pass.
         site (Site): layer and side.
-        roots (list[nn.Module]): modules around the layer.
+        modules (list[nn.Module]): modules that the forward function runs.
         statistics (FeatureStatistics, optional): of the site.
-        inputs, target, additional_forward_args: as in Captum.
+        target: as in Captum.
+        warner (Warner): remembers the warnings given.
     """
 
     def __init__(
         self,
         arguments: Arguments,
-        forward_func: Callable[..., Any],
+        forward: Forward,
         site: Site,
-        roots: list[nn.Module],
+        modules: list[nn.Module],
         statistics: FeatureStatistics | None,
-        inputs: Tensor | tuple[Tensor, ...],
         target: TargetType,
-        additional_forward_args: object | None,
+        warner: Warner,
     ) -> None:
-        self._arguments, self._forward_func, self._site, self._roots = arguments, forward_func, site, roots
-        self._statistics = statistics
-        self._inputs: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
-        self._additional = _format_additional_forward_args(additional_forward_args)
+        self._arguments, self._forward, self._site, self._modules = arguments, forward, site, modules
+        self._statistics, self._warner = statistics, warner
         self._objective = Objective(arguments.objective, target, arguments.class_dim)
-        _assert_inputs(self._inputs)
-        self._n_examples = self._inputs[0].shape[0]
-        self._settings = arguments.settings(self._n_examples)
-        device = self._inputs[0].device.type
-        self._users_autocast = torch.autocast(
-            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
-        )
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """Modules whose mode matters: the model; for a function that hides it, the layer."""
-        return self._roots or [self._site.layer]
+        self._settings = arguments.settings(forward.n_examples, warner)
 
     @property
     def n_steps(self) -> int:
@@ -147,36 +129,30 @@ class Problem:
         return self._settings.n_steps
 
     @property
-    def forward_mode(self) -> str | None:
+    def forward_mode(self) -> str:
         """How the model was run."""
-        return self._tail.mode
+        return str(self._tail.mode)
 
     @property
     def inactive_share(self) -> float:
         """Share of the features that never vary."""
         return 1.0 - float(self._reference.active.expand_as(self._features).float().mean())
 
-    def prepare(self, warned: set[str]) -> None:
-        """Run the model once and check all that can be wrong before the first step.
-
-        Args:
-            warned (set[str]): warnings already given.
-        """
+    def prepare(self) -> None:
+        """Run the model once and check all that can be wrong before the first step."""
         try:
-            self._tail = Tail(self._site, self._call, self._roots, output_tensor)
+            self._tail = Tail(self._site, self._forward, self._modules, output_tensor, self._warner)
         except (TypeError, RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, CaptumIBAError):
-                raise
-            self._explain(error)
+            self._forward.explain(error)
             raise
-        self._features = self._tail.features
-        if self._features.shape[0] != self._n_examples:
+        self._features, n_examples = self._tail.features, self._forward.n_examples
+        if self._features.shape[0] != n_examples:
             raise MismatchedArgumentsError(
-                f"{self._site.name} gives features of shape {list(self._features.shape)} for {self._n_examples} "
-                "examples; the first axis must be the batch. Choose a layer that keeps it, such as one with "
-                "batch_first=True."
+                f"{self._site.name} gives features of shape {list(self._features.shape)} for {n_examples} examples; "
+                "the first axis must be the batch. Choose a layer that keeps it, such as one with batch_first=True."
             )
-        self._objective.check(self._tail.output, self._n_examples)
+        assert_finite_features(self._features, self._site.name)
+        self._objective.check(self._tail.output, n_examples)
         self.channel_dim = resolve_channel_dim(
             self._features,
             self._arguments.channel_dim,
@@ -185,7 +161,7 @@ class Problem:
             self._tail.modules_before,
             self._site.name,
         )
-        self._reference = self._make_reference(warned)
+        self._reference = self._make_reference()
         self._axes = [axis for axis in range(1, self._features.ndim) if axis != self.channel_dim]
 
     def solve(self, after_step: Callable[[], object]) -> Optimized:
@@ -202,68 +178,33 @@ class Problem:
         probability = self._objective.probability(loss)
         return None if probability is None else probability.mean(dim=0)
 
-    def full_precision(self) -> torch.autocast:
-        """Context for everything but the model itself: under autocast, information would be computed in bfloat16."""
-        return torch.autocast(self._inputs[0].device.type, enabled=False)
+    @contextmanager
+    def _loss(self, z: Tensor, copies: int) -> Iterator[Tensor]:
+        with self._tail.run(z, copies) as output:
+            yield self._objective(output, copies)
 
-    def _call(self, copies: int) -> Any:
-        inputs, additional = self._inputs, self._additional
-        if copies > 1:
-            inputs = tuple(torch.cat([tensor] * copies) for tensor in inputs)
-            additional = _expand_additional_forward_args(additional, copies, expansion_type=ExpansionTypes.repeat)
-        with self._users_autocast:
-            return _run_forward(self._forward_func, inputs, None, additional)
-
-    def _loss(self, z: Tensor, copies: int) -> Tensor:
-        return self._objective(self._tail(z, copies), copies)
-
-    def _explain(self, error: Exception) -> None:
-        """Raise an error of ours if the arguments explain the model's; return if they do not."""
-        function = self._forward_func.forward if isinstance(self._forward_func, nn.Module) else self._forward_func
-        arguments = (*self._inputs, *(self._additional or ()))
-        if isinstance(error, TypeError):
-            try:
-                inspect.signature(function).bind(*arguments)
-            except TypeError as mismatch:
-                raise InvalidTypeError(
-                    f"additional_forward_args does not fit the model: with {len(self._inputs)} inputs and "
-                    f"{len(self._additional or ())} additional_forward_args, {mismatch}. Pass the model's further "
-                    "arguments in order."
-                ) from error
-            except ValueError:  # a built-in without a signature
-                return
-        for index, argument in enumerate(self._additional or ()):
-            if isinstance(argument, Tensor) and argument.ndim > 0 and argument.shape[0] != self._n_examples:
-                raise MismatchedArgumentsError(
-                    f"additional_forward_args[{index}] has shape {list(argument.shape)} but inputs hold "
-                    f"{self._n_examples} examples, and the model fails with: {error}. Give it one row per example."
-                ) from error
-
-    def _make_reference(self, warned: set[str]) -> Reference:
+    def _make_reference(self) -> Reference:
         wide = self._features.to(work_dtype(self._features))
-        assert_finite_features(wide)
         if self._statistics is not None:
             reference = self._statistics.reference(wide, self._site.name)
-            self._warn_if_far(normalize(wide, reference), warned)
+            self._warn_if_far(normalize(wide, reference))
             return reference
-        if "statistics" not in warned:
-            warned.add("statistics")
-            warnings.warn(
-                f"There are no feature statistics of {self._site.name} yet; each example's own statistics per channel "
-                "stand in. The bits are then no upper bound on information. Call estimate(data) first.",
-                stacklevel=4,
-            )
+        self._warner.once(
+            ("statistics", self._site.layer, self._site.at_input),
+            f"There are no feature statistics of the {self._site.side} of {self._site.name}; each example's own "
+            "statistics per channel stand in. The bits are then no upper bound on information. Call estimate(data) "
+            "first.",
+        )
         return example_reference(wide, self.channel_dim)
 
-    def _warn_if_far(self, normalized: Tensor, warned: set[str]) -> None:
+    def _warn_if_far(self, normalized: Tensor) -> None:
         share = float((normalized.abs() > _FAR).float().mean())
-        if share > _FAR_SHARE and "far" not in warned:
-            warned.add("far")
-            warnings.warn(
-                f"{100 * share:.0f} % of the features lie more than {_FAR:.0f} standard deviations from the "
-                "statistics' mean, so the bits will be very high. Check that data and input scaling are those of "
-                "estimate.",
-                stacklevel=4,
+        if share > _FAR_SHARE:
+            self._warner.once(
+                ("far", self._site.layer, self._site.at_input),
+                f"{100 * share:.0f} % of the features of {self._site.name} lie more than {_FAR:.0f} standard "
+                "deviations from the statistics' mean, so the bits will be very high. Check that data and input "
+                "scaling are those of estimate.",
             )
 
     @property
@@ -271,45 +212,27 @@ class Problem:
         return self._features.ndim == 3 and self.channel_dim == 2
 
     def _blur(self) -> Callable[[Tensor], Tensor] | None:
-        is_grid = len(self._axes) in (1, 2, 3) and not self._is_token_layer
+        sizes = tuple(self._features.shape[axis] for axis in self._axes)
+        is_grid = len(sizes) in (1, 2, 3) and not self._is_token_layer and max(sizes) > 1
         sigma = self._arguments.sigma if self._arguments.sigma is not None else (1.0 if is_grid else 0.0)
         if sigma == 0:
             return None
-        if len(self._axes) not in (1, 2, 3):
+        if len(sizes) not in (1, 2, 3):
             raise InvalidArgumentError(
-                f"sigma={sigma} smooths over one to three axes of positions, but {self._site.name} has "
-                f"{len(self._axes)} in {list(self._features.shape)}. Pass sigma=None or 0."
+                f"sigma={sigma} smooths over one to three axes of positions, but {self._site.name} has {len(sizes)} in "
+                f"{list(self._features.shape)}. Pass sigma=None or 0."
             )
-        blur = GaussianBlur(sigma, tuple(self._features.shape[axis] for axis in self._axes))
+        blur = GaussianBlur(float(sigma), sizes, self._warner)
         if self.channel_dim == 1:
             return blur
         return lambda x: blur(x.movedim(self.channel_dim, 1)).movedim(1, self.channel_dim)
 
 
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def _assert_number(name: str, value: Any, in_range: Callable[[float], bool], wanted: str) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not in_range(value):
         raise InvalidArgumentError(f"{name}={value!r}; wanted a finite number {wanted}.")
-
-
-def _assert_inputs(inputs: tuple[Tensor, ...]) -> None:
-    if torch.is_inference_mode_enabled():
-        raise GradientModeError(
-            "LayerIBA needs gradients, and torch.inference_mode rules them out. Call it outside of it; torch.no_grad "
-            "is no hindrance."
-        )
-    if not inputs:
-        raise InvalidArgumentError(f"inputs is empty ({inputs!r}); wanted a tensor, or a tuple of at least one.")
-    for index, tensor in enumerate(inputs):
-        if not isinstance(tensor, Tensor):
-            raise InvalidTypeError(f"inputs[{index}] is a {type(tensor).__name__}; wanted a tensor.")
-        if tensor.ndim == 0 or tensor.shape[0] == 0:
-            raise InvalidArgumentError(
-                f"inputs[{index}] has shape {list(tensor.shape)}: an empty batch. Wanted at least one example."
-            )
-        if tensor.shape[0] != inputs[0].shape[0]:
-            raise InvalidArgumentError(
-                f"inputs[{index}] holds {tensor.shape[0]} examples and inputs[0] {inputs[0].shape[0]}; wanted as many."
-            )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NonFiniteError(f"inputs[{index}] contains NaN or infinity. Clean the data, e.g. torch.nan_to_num.")

@@ -15,7 +15,8 @@ class IBADiagnostics:
         objective (Tensor): (n_steps, N), each example's mean loss over the noisy copies before each step.
         information (Tensor): (n_steps, N), its total information in bits before each step.
         target_probability (Tensor or None): (N,), mean probability of the target over ``n_samples`` fresh noisy copies
-            through the final bottleneck; None for an objective of the user's own.
+            through the final bottleneck; None where the loss is not that of a probability: an objective of the user's
+            own, or an output taken as log-likelihood that is above 0.
         total_bits (Tensor): (N,), total information through the final bottleneck.
         channel_dim (int): axis of the layer's features that was summed over.
         inactive_share (float): share of features that never vary and therefore carry no information.

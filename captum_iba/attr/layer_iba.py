@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_iba._captum import LayerAttribution, TargetType, log_usage
+from captum_iba._warn import Warner
 from captum_iba.attr._calibration import Collector, InputFn, Per, forward_calls
-from captum_iba.attr._model import device_of, evaluation_mode, locate, unwrap_parallel
+from captum_iba.attr._forward import Forward
+from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments, Problem
 from captum_iba.attr.diagnostics import IBADiagnostics
-from captum_iba.bottleneck.optimization import Optimized
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.errors import InvalidArgumentError, StatisticsError
 
@@ -33,7 +34,7 @@ class _State:
 
     statistics: dict[tuple[nn.Module | None, bool], FeatureStatistics] = field(default_factory=dict)
     at_input: bool = False
-    warned: set[str] = field(default_factory=set)
+    warner: Warner = field(default_factory=Warner)
 
 
 class LayerIBA(LayerAttribution):
@@ -43,6 +44,8 @@ class LayerIBA(LayerAttribution):
     noise, :math:`Z = \lambda R + (1 - \lambda)\epsilon`, while the target keeps its probability. What passes,
     :math:`KL[P(Z|R) || Q(Z)]`, is reported in bits. Its mean over a data set bounds the mutual information of the
     features and what passes from above, for any reference statistics that do not come from the explained example.
+
+    Calls from several threads on one model wait for each other.
 
     A position of a deep layer sees a large patch of the input. Zero bits at a position mean that its features are not
     needed, not that the pixels below it are.
@@ -91,8 +94,10 @@ class LayerIBA(LayerAttribution):
 
     @property
     def statistics(self) -> FeatureStatistics | None:
-        """Statistics of the current layer, on the side estimated or loaded last; None before."""
-        return self._state.statistics.get((self.layer, self._state.at_input))
+        """Statistics of the current layer, on the side estimated or loaded last, else on the other; None before."""
+        by_side = [self._state.statistics.get((self.layer, side)) for side in (False, True)]
+        wanted = by_side[self._state.at_input]
+        return wanted if wanted is not None else by_side[not self._state.at_input]
 
     def _set_statistics(self, statistics: FeatureStatistics, attribute_to_layer_input: bool) -> None:
         if not isinstance(statistics, FeatureStatistics):
@@ -150,14 +155,15 @@ class LayerIBA(LayerAttribution):
         """
         _assert_calibration_arguments(max_examples, per)
         forward_func = unwrap_parallel(self.forward_func, self.device_ids)
-        site, roots = locate(forward_func, self.layer, attribute_to_layer_input)
-        modules = roots or [site.layer]
-        collector = Collector(site, per, channel_dim, max_examples, roots)
+        site, modules = locate(forward_func, self.layer, attribute_to_layer_input)
+        to_switch = modules or [site.layer]  # of a function that hides its modules, only the layer can be reached
+        collector = Collector(site, per, channel_dim, max_examples, modules)
         total = _length(data)
         bar = tqdm(total=total, desc=f"{self.get_name()} statistics", disable=not show_progress)
         try:
-            with bar, evaluation_mode(modules, self._state.warned):
-                for call in forward_calls(forward_func, data, input_fn, device_of(modules)):
+            # statistics made in inference mode could not take part in gradients later
+            with bar, exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
+                for call in forward_calls(forward_func, data, input_fn, device_of(to_switch)):
                     collector.add(call)
                     bar.update()
                     if collector.is_full:
@@ -167,7 +173,12 @@ class LayerIBA(LayerAttribution):
                 self._set_statistics(collector.result(), attribute_to_layer_input)
             raise
         statistics = collector.result()
-        _warn_if_few(statistics)
+        if statistics.n_samples < _FEW_EXAMPLES and statistics.kind == "feature":
+            self._state.warner.once(
+                ("few", self.layer, attribute_to_layer_input),
+                f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} "
+                "they are rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
+            )
         self._set_statistics(statistics, attribute_to_layer_input)
         return self
 
@@ -197,30 +208,6 @@ class LayerIBA(LayerAttribution):
         """
         self._set_statistics(FeatureStatistics.load(path), attribute_to_layer_input)
         return self
-
-    @overload
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = ...,
-        additional_forward_args: object | None = ...,
-        attribute_to_layer_input: bool = ...,
-        *,
-        return_diagnostics: Literal[False] = ...,
-        **kwargs: Any,
-    ) -> Tensor: ...
-
-    @overload
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = ...,
-        additional_forward_args: object | None = ...,
-        attribute_to_layer_input: bool = ...,
-        *,
-        return_diagnostics: Literal[True],
-        **kwargs: Any,
-    ) -> tuple[Tensor, IBADiagnostics]: ...
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -314,8 +301,26 @@ class LayerIBA(LayerAttribution):
             class_dim=class_dim,
             seed=seed,
         )
-        problem = self._problem(arguments, inputs, target, additional_forward_args, attribute_to_layer_input)
-        solved, probability = self._solve(problem, return_diagnostics, show_progress)
+        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
+        site, modules = locate(forward_func, self.layer, attribute_to_layer_input)
+        problem = Problem(
+            arguments=arguments,
+            forward=(forward := Forward(forward_func, inputs, additional_forward_args)),
+            site=site,
+            modules=modules,
+            statistics=self._state.statistics.get((self.layer, attribute_to_layer_input)),
+            target=target,
+            warner=self._state.warner,
+        )
+        with (
+            exclusive(modules or [site.layer]),
+            evaluation_mode(modules or [site.layer], self._state.warner),
+            torch.autocast(forward.device_type, enabled=False),
+            tqdm(total=n_steps, desc=f"{self.get_name()} attribution", disable=not show_progress) as bar,
+        ):
+            problem.prepare()
+            solved = problem.solve(bar.update)
+            probability = problem.target_probability(solved) if return_diagnostics else None
         bits = solved.bits.detach()
         if attr_dim_summation:
             bits = bits.sum(dim=problem.channel_dim, keepdim=True)
@@ -329,38 +334,9 @@ class LayerIBA(LayerAttribution):
             total_bits=bits.flatten(1).sum(dim=1),
             channel_dim=problem.channel_dim,
             inactive_share=problem.inactive_share,
-            forward_mode=str(problem.forward_mode),
+            forward_mode=problem.forward_mode,
         )
         return bits, record
-
-    def _solve(self, problem: Problem, with_probability: bool, show_progress: bool) -> tuple[Optimized, Tensor | None]:
-        with evaluation_mode(problem.modules, self._state.warned), problem.full_precision():
-            problem.prepare(self._state.warned)
-            n_steps = problem.n_steps
-            with tqdm(total=n_steps, desc=f"{self.get_name()} attribution", disable=not show_progress) as bar:
-                solved = problem.solve(bar.update)
-            return solved, problem.target_probability(solved) if with_probability else None
-
-    def _problem(
-        self,
-        arguments: Arguments,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object | None,
-        attribute_to_layer_input: bool,
-    ) -> Problem:
-        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
-        site, roots = locate(forward_func, self.layer, attribute_to_layer_input)
-        return Problem(
-            arguments=arguments,
-            forward_func=forward_func,
-            site=site,
-            roots=roots,
-            statistics=self._state.statistics.get((self.layer, attribute_to_layer_input)),
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-        )
 
 
 def _length(data: Iterable[Any]) -> int | None:
@@ -378,12 +354,3 @@ def _assert_calibration_arguments(max_examples: int, per: str) -> None:
         raise InvalidArgumentError(f"max_examples={max_examples!r}; wanted an integer of at least 2.")
     if per not in ("auto", "feature", "channel"):
         raise InvalidArgumentError(f"per={per!r}; wanted 'auto', 'feature' or 'channel'.")
-
-
-def _warn_if_few(statistics: FeatureStatistics) -> None:
-    if statistics.n_samples < _FEW_EXAMPLES and statistics.kind == "feature":
-        warnings.warn(
-            f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} "
-            "they are rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
-            stacklevel=3,
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captum_iba._warn import Warner
 from captum_iba.attr._model import device_of, evaluation_mode
 from captum_iba.errors import InvalidArgumentError
 
@@ -61,12 +62,19 @@ def _output_sides(model: nn.Module, inputs: Tensor) -> dict[nn.Module, int]:
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
     try:
-        with torch.no_grad(), evaluation_mode([model], {"training"}):
+        with torch.no_grad(), evaluation_mode([model], _silent()):
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
     return sides
+
+
+def _silent() -> Warner:
+    """A warner that has given the warning about training mode: nothing is computed here that depends on it."""
+    warner = Warner()
+    warner.given("training")
+    return warner
 
 
 def _last_fine_block(

@@ -2,7 +2,7 @@
 
 from captum_iba.bottleneck.information import Mask, Reference, kl_divergence, make_mask
 from captum_iba.bottleneck.optimization import Noise, Optimized, Settings, optimize
-from captum_iba.bottleneck.replay import Recording, Site, features_at
+from captum_iba.bottleneck.replay import Recording, Site
 from captum_iba.bottleneck.smoothing import GaussianBlur, gaussian_kernel
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
@@ -18,7 +18,6 @@ __all__ = [
     "Settings",
     "Site",
     "Tail",
-    "features_at",
     "gaussian_kernel",
     "kl_divergence",
     "make_mask",

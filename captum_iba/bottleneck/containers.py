@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +16,8 @@ def find_features(container: Any, layer_name: str, side: str = "output") -> Tens
     """Return the first floating-point tensor of a layer's output (or input).
 
     Args:
-        container (Any): tensor, tuple, list, named tuple, mapping or model output; nested ones are not searched.
+        container (Any): tensor, tuple, list, named tuple, mapping, data class or model output; nested ones are not
+            searched.
         layer_name (str): for messages.
         side (str, optional): ``"output"`` or ``"input"``, for messages. Default: ``"output"``.
 
@@ -54,30 +57,29 @@ def replace_features(container: Any, tensor: Tensor) -> Any:
     """Return the container, of the same type, with its first floating tensor exchanged."""
     for key, value in _entries(container):
         if isinstance(value, Tensor) and value.is_floating_point():
-            return _rebuild(container, key, tensor)
+            return _rebuild(container, [(key, tensor)])
     raise NoTensorError(f"No floating-point tensor in {type(container).__name__} to replace.")
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and mappings; other objects are handed on."""
+    """Apply a function to every tensor in nested containers, which are made anew; other objects are handed on."""
     if isinstance(value, Tensor):
         return function(value)
-    entries = _entries(value)
-    for key, entry in entries:
-        value = _rebuild(value, key, map_tensors(function, entry))
-    return value
+    if not _is_container(value):
+        return value
+    return _rebuild(value, [(key, map_tensors(function, entry)) for key, entry in _entries(value)])
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of a nested container, in order."""
-    found: list[Tensor] = []
+def leaves_in(value: Any) -> list[Any]:
+    """Everything in nested containers that is no container itself, in order."""
+    if not _is_container(value):
+        return [value]
+    return [leaf for _, entry in _entries(value) for leaf in leaves_in(entry)]
 
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
 
-    map_tensors(note, value)
-    return found
+def _is_container(value: Any) -> bool:
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return isinstance(value, (tuple, list, Mapping)) or is_record
 
 
 def _entries(container: Any) -> list[tuple[Any, Any]]:
@@ -85,17 +87,28 @@ def _entries(container: Any) -> list[tuple[Any, Any]]:
         return [(None, container)]
     if isinstance(container, (tuple, list)):
         return list(enumerate(container))
-    if isinstance(container, dict):  # model outputs of transformers are dicts
+    if isinstance(container, Mapping):  # model outputs of transformers are mappings, and records too
         return list(container.items())
+    if _is_container(container):
+        return [(field.name, getattr(container, field.name)) for field in dataclasses.fields(container)]
     return []
 
 
-def _rebuild(container: Any, key: Any, entry: Any) -> Any:
-    if key is None:
-        return entry
-    if isinstance(container, dict):
-        return type(container)(**{**container, key: entry})
-    items = [entry if index == key else item for index, item in enumerate(container)]
-    if hasattr(container, "_fields"):  # named tuples take their fields one by one
-        return type(container)(*items)
-    return type(container)(items)
+def _rebuild(container: Any, changes: list[tuple[Any, Any]]) -> Any:
+    """A new container of the same type with some entries exchanged."""
+    if isinstance(container, Tensor):
+        return changes[0][1]
+    if isinstance(container, Mapping):
+        if dataclasses.is_dataclass(container):
+            return type(container)(**{**container, **dict(changes)})
+        new = copy.copy(container)
+        for key, entry in changes:
+            new[key] = entry  # type: ignore[index]
+        return new
+    if isinstance(container, (tuple, list)):
+        items = list(container)
+        for index, entry in changes:
+            items[index] = entry
+        # named tuples take their fields one by one
+        return type(container)(*items) if hasattr(container, "_fields") else type(container)(items)
+    return dataclasses.replace(container, **dict(changes))

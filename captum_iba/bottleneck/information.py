@@ -76,13 +76,20 @@ def make_mask(alpha: Tensor, blur: Callable[[Tensor], Tensor] | None = None) -> 
     """
     if blur is None:
         return Mask(torch.sigmoid(alpha), torch.sigmoid(-alpha), F.logsigmoid(-alpha))
-    lam, omega = blur(torch.cat([torch.sigmoid(alpha), torch.sigmoid(-alpha)])).chunk(2)
-    # a blurred mask can undershoot the smallest number only where every neighbour is open beyond all meaning
-    return Mask(lam, omega, omega.clamp_min(torch.finfo(omega.dtype).tiny).log())
+    # omega is blurred relative to its largest value in the example, so that its logarithm outlives its underflow
+    exponent = F.logsigmoid(-alpha)
+    largest = exponent.detach().flatten(1).amax(dim=1).view(-1, *[1] * (alpha.ndim - 1))
+    lam, relative = blur(torch.cat([torch.sigmoid(alpha), torch.exp(exponent - largest)])).chunk(2)
+    log_omega = largest + relative.clamp_min(torch.finfo(alpha.dtype).tiny).log()
+    return Mask(lam, relative * largest.exp(), log_omega)
 
 
 class _OpenTerm(torch.autograd.Function):
-    """-log(omega) - lambda without cancellation; its derivative, lambda / omega, is routed through the smaller part."""
+    """-log(omega) - lambda without cancellation, neither in the value nor in the derivative.
+
+    Towards a closed mask the derivative, lambda / omega, goes through lambda; towards an open one it goes through
+    log(omega), which outlives the underflow of omega.
+    """
 
     @staticmethod
     def forward(ctx: Any, lam: Tensor, omega: Tensor, log_omega: Tensor) -> Tensor:
@@ -94,11 +101,12 @@ class _OpenTerm(torch.autograd.Function):
         return torch.where(lam < _SERIES_BELOW, polynomial.mul_(lam).mul_(lam), -closed - lam)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor]:
+        (grad,) = grad_outputs
         lam, omega = ctx.saved_tensors
-        slope = grad_outputs[0] * lam / omega.clamp_min(torch.finfo(omega.dtype).tiny)
-        closing, zero = lam < 0.5, torch.zeros_like(slope)
-        return torch.where(closing, slope, zero), torch.where(closing, zero, -slope), None
+        closing = lam < 0.5
+        through_lam = torch.where(closing, lam / omega.clamp_min(0.5), -torch.ones_like(lam))
+        return grad * through_lam, None, torch.where(closing, torch.zeros_like(grad), -grad)
 
 
 def kl_divergence(mask: Mask, normalized: Tensor) -> Tensor:
@@ -121,7 +129,7 @@ def kl_divergence(mask: Mask, normalized: Tensor) -> Tensor:
     return open_term + 0.5 * mask.lam.square() * (1.0 + normalized.square())
 
 
-def assert_finite_features(features: Tensor) -> None:
+def assert_finite_features(features: Tensor, layer_name: str = "the layer") -> None:
     """Refuse features with a NaN or an infinity.
 
     Raises:
@@ -129,7 +137,7 @@ def assert_finite_features(features: Tensor) -> None:
     """
     if not torch.isfinite(features).all():
         raise NonFiniteError(
-            "The layer's features contain NaN or infinity. Look at the model and the input with "
+            f"The features of {layer_name} contain NaN or infinity. Look at the model and the input with "
             "torch.isfinite before asking for attributions; half-precision models may have overflowed."
         )
 

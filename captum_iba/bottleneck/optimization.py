@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from captum_iba.bottleneck.information import (
 )
 from captum_iba.errors import GradientModeError, NonFiniteError
 
-Loss = Callable[[Tensor, int], Tensor]
+Loss = Callable[[Tensor, int], AbstractContextManager[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,19 @@ class Noise:
 
     def __init__(self, shape: tuple[int, ...], like: Tensor, seed: int, by_position: bool = False) -> None:
         self._shape, self._like, self._by_position = shape, like, by_position
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(self, n_samples: int) -> Tensor:
         """Return one draw for each of n_samples copies: (n_samples, ...)."""
         if not self._by_position:
-            return torch.randn((n_samples, *self._shape), generator=self._generator, dtype=torch.float32).to(self._like)
+            return torch.randn(
+                (n_samples, *self._shape), generator=self._generator, dtype=torch.float32, device="cpu"
+            ).to(self._like)
         width = n_samples * math.prod(self._shape[1:])
         # torch fills in blocks of 16; a row that ends inside a block would change with the number of rows
-        rows = torch.randn((self._shape[0], -(-width // 16) * 16), generator=self._generator, dtype=torch.float32)
+        rows = torch.randn(
+            (self._shape[0], -(-width // 16) * 16), generator=self._generator, dtype=torch.float32, device="cpu"
+        )
         drawn = rows[:, :width].reshape(self._shape[0], n_samples, *self._shape[1:]).movedim(1, 0)
         return drawn.contiguous().to(self._like)
 
@@ -113,8 +118,8 @@ def optimize(
     Args:
         features (Tensor): R, (N, ...), without gradient.
         reference (Reference): distribution of the noise.
-        loss (Callable): ``loss(z, copies)`` with z of ``copies * N`` rows, copy by copy, in the features' dtype;
-            returns one value a row.
+        loss (Callable): ``loss(z, copies)`` with z of ``copies * N`` rows, copy by copy, in the features' dtype; a
+            context that gives one value a row and within which gradients can be taken.
         settings (Settings): the parameters.
         noise (Noise): source of the noise.
         blur (Callable, optional): smoothing of the mask. Default: None.
@@ -163,31 +168,33 @@ def sample_loss(
         Tensor: (n_samples, N).
     """
     wide = features.to(work_dtype(features))
+    rows = []
     with torch.no_grad():
         parts = signal_and_noise_scale(mask, wide, reference)
-        chunks = torch.split(noise.draw(settings.n_samples), settings.copies_per_run)
-        return torch.cat([_rows(parts, c, features.dtype, loss) for c in chunks])
+        for chunk in torch.split(noise.draw(settings.n_samples), settings.copies_per_run):
+            with loss(_noisy(parts, chunk, features.dtype), len(chunk)) as values:
+                rows.append(values.view(len(chunk), len(features)))
+    return torch.cat(rows)
 
 
-def _rows(parts: tuple[Tensor, Tensor], eps: Tensor, dtype: torch.dtype, loss: Loss) -> Tensor:
+def _noisy(parts: tuple[Tensor, Tensor], eps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Z for each copy of each example, copy by copy."""
     mean, deviation = parts
-    z = torch.addcmul(mean, deviation, eps.unsqueeze(1)).to(dtype)
-    return loss(z.flatten(0, 1), len(eps)).view(len(eps), len(mean))
+    return torch.addcmul(mean, deviation, eps.unsqueeze(1)).to(dtype).flatten(0, 1)
 
 
 def _loss_and_slopes(
     parts: tuple[Tensor, Tensor], dtype: torch.dtype, loss: Loss, settings: Settings, eps: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Each example's mean loss over the copies, and its gradient for mean and deviation of Z, chunk by chunk."""
-    leaves = tuple(part.detach().requires_grad_() for part in parts)
-    value = torch.zeros(len(leaves[0]), dtype=leaves[0].dtype, device=leaves[0].device)
-    slopes = [torch.zeros_like(leaf) for leaf in leaves]
+    mean, deviation = (part.detach().requires_grad_() for part in parts)
+    value = torch.zeros(len(mean), dtype=mean.dtype, device=mean.device)
+    slopes = [torch.zeros_like(mean), torch.zeros_like(deviation)]
     for chunk in torch.split(eps, settings.copies_per_run):
-        with torch.enable_grad():
-            rows = _rows((leaves[0], leaves[1]), chunk, dtype, loss)
-        _assert_finite(rows, "The objective")
-        grads = _gradients(rows, leaves, 1.0 / settings.n_samples)
-        value += rows.detach().sum(dim=0).to(value) / settings.n_samples
+        with torch.enable_grad(), loss(_noisy((mean, deviation), chunk, dtype), len(chunk)) as rows:
+            _assert_finite(rows, "The objective")
+            grads = _gradients(rows, (mean, deviation), 1.0 / settings.n_samples)
+        value += rows.detach().view(len(chunk), len(mean)).sum(dim=0).to(value) / settings.n_samples
         for slope, grad in zip(slopes, grads, strict=True):
             slope += grad
     return value, slopes

@@ -13,8 +13,9 @@ module from running, and because the user's own hooks then see what they always 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from captum_iba.bottleneck.containers import find_features, map_tensors, replace_features, tensors_in
+from captum_iba.bottleneck.containers import find_features, leaves_in, map_tensors, replace_features
 from captum_iba.errors import LayerNotExecutedError, LayerReusedError
 
 Call = Callable[[], Any]
@@ -58,89 +59,77 @@ class Site:
     def hook(self, exchange: Callable[[Any], Any]) -> RemovableHandle:
         """Register ``exchange(container) -> container`` at the layer's output or input.
 
-        At the input, positional arguments are searched first, then keywords.
+        At the input, positional arguments are searched first, then keywords. A tensor that is passed several times, as
+        to self-attention, is exchanged everywhere.
         """
         if not self.at_input:
             return self.layer.register_forward_hook(lambda _module, _args, output: exchange(output))
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if any(isinstance(a, Tensor) and a.is_floating_point() for a in args) or not kwargs:
-                return exchange(args), kwargs
-            return args, exchange(kwargs)
+            is_positional = any(isinstance(a, Tensor) and a.is_floating_point() for a in args) or not kwargs
+            old = find_features(args if is_positional else kwargs, self.name, self.side)
+            (new,) = exchange((old,))
+            args = tuple(new if argument is old else argument for argument in args)
+            return args, {key: new if argument is old else argument for key, argument in kwargs.items()}
 
         return self.layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
-@contextmanager
-def _at_layer(site: Site, exchange: Callable[[Any], Any], call_count: list[int]) -> Iterator[None]:
-    def counted(container: Any) -> Any:
-        call_count.append(1)
-        if len(call_count) > 1:
+@dataclass
+class _Pass:
+    """One forward pass: how often the layer ran, and whether the pass is over.
+
+    Once it is over, the layer can only run to recompute activations that checkpointing did not keep for the backward
+    pass; such runs get what the first one got.
+    """
+
+    site: Site
+    layer_calls: int = 0
+    is_over: bool = False
+
+    def note_layer_call(self) -> None:
+        self.layer_calls += not self.is_over
+        if self.layer_calls > 1:
             raise LayerReusedError(
-                f"{site.name} ran more than once in one forward pass, so it has no single {site.side}. Give each use a "
-                "module of its own, or choose a layer that runs once, such as the block around it."
+                f"{self.site.name} ran more than once in one forward pass, so it has no single {self.site.side}. Give "
+                "each use a module of its own, or choose a layer that runs once, such as the block around it."
             )
+
+    def finish(self) -> None:
+        self.is_over = True
+        if self.layer_calls == 0:
+            raise LayerNotExecutedError(
+                f"The forward pass did not run {self.site.name}. Pass a layer that belongs to the model and that its "
+                "forward uses: one of dict(model.named_modules()).values()."
+            )
+
+
+@contextmanager
+def _forward_pass(site: Site, exchange: Callable[[Any], Any]) -> Iterator[_Pass]:
+    running = _Pass(site)
+
+    def counted(container: Any) -> Any:
+        running.note_layer_call()
         return exchange(container)
 
     handle = site.hook(counted)
     try:
-        yield
+        with _plain_attention():
+            yield running
     finally:
         handle.remove()
 
 
-def _assert_executed(site: Site, call_count: list[int]) -> None:
-    if not call_count:
-        raise LayerNotExecutedError(
-            f"The forward pass did not run {site.name}. Pass a layer that belongs to the model and that its forward "
-            "uses: one of dict(model.named_modules()).values()."
-        )
+@contextmanager
+def run_with(site: Site, call: Call, z: Tensor) -> Iterator[Any]:
+    """Run the whole model with the layer's features replaced by ``z``; the result depends on ``z`` by autograd.
 
-
-@torch.no_grad()
-def features_at(site: Site, call: Call) -> Tensor:
-    """Run the model only as far as the layer and return its features.
-
-    Args:
-        site (Site): the layer and its side.
-        call (Callable): runs the forward pass.
-
-    Returns:
-        Tensor: a detached copy of the features.
-
-    Raises:
-        LayerNotExecutedError: the forward pass does not reach the layer.
-        NoTensorError, IntegerFeaturesError: the layer has no features to take.
-
-    Examples::
-
-        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-        >>> features_at(Site(model[0], "0"), lambda: model(torch.ones(4, 2))).shape
-        torch.Size([4, 3])
+    A context, because the backward pass may recompute parts of the forward pass: take gradients inside.
     """
-    taken: list[Tensor] = []
-
-    def take(container: Any) -> Any:
-        taken.append(find_features(container, site.name, site.side).detach().clone())
-        raise _LayerReached
-
-    call_count: list[int] = []
-    with _at_layer(site, take, call_count), _plain_attention():
-        try:
-            call()
-        except _LayerReached:
-            return taken[0]
-    _assert_executed(site, call_count)
-    raise AssertionError("unreachable: the hook stops the pass")  # pragma: no cover
-
-
-def run_with(site: Site, call: Call, z: Tensor) -> Any:
-    """Run the whole model with the layer's features replaced by ``z``; the result depends on ``z`` by autograd."""
-    call_count: list[int] = []
-    with _at_layer(site, lambda container: replace_features(container, z), call_count), _plain_attention():
+    with _forward_pass(site, lambda container: replace_features(container, z)) as running:
         output = call()
-    _assert_executed(site, call_count)
-    return output
+        running.finish()
+        yield output
 
 
 @dataclass
@@ -148,6 +137,10 @@ class _RecordedCall:
     module: nn.Module
     output: Any
     changed_in_place: bool = False
+
+    def hand_out(self, copy: bool) -> Any:
+        """The output in containers made anew, since whoever gets a list may append to it."""
+        return map_tensors(torch.clone if copy else lambda tensor: tensor, self.output)
 
 
 @dataclass
@@ -157,7 +150,7 @@ class Recording:
     Attributes:
         site (Site): the layer and its side.
         features (Tensor): the layer's features R, detached.
-        output (Any): the model's output.
+        output (Any): the model's output; None if the pass stopped at the layer.
     """
 
     site: Site
@@ -166,7 +159,7 @@ class Recording:
     _calls: list[_RecordedCall] = field(default_factory=list, repr=False)
 
     @classmethod
-    def make(cls, site: Site, call: Call, roots: Sequence[nn.Module]) -> Recording:
+    def make(cls, site: Site, call: Call, roots: Sequence[nn.Module], to_the_end: bool = True) -> Recording:
         """Run the model once without gradient and record its prefix.
 
         Args:
@@ -174,6 +167,7 @@ class Recording:
             call (Callable): runs the forward pass.
             roots (Sequence[nn.Module]): modules whose descendants may be replayed. With none, nothing is recorded and
                 :meth:`run` runs everything.
+            to_the_end (bool, optional): False stops at the layer. Default: True.
 
         Returns:
             Recording: with features and output.
@@ -181,12 +175,23 @@ class Recording:
         Raises:
             LayerNotExecutedError: the forward pass does not reach the layer.
             LayerReusedError: the layer runs more than once.
+            NoTensorError, IntegerFeaturesError: the layer has no features to take.
+
+        Examples::
+
+            >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+            >>> site = Site(model[1], "1")
+            >>> recording = Recording.make(site, lambda: model(torch.ones(4, 2)), [model], to_the_end=False)
+            >>> recording.features.shape, recording.modules_before == [model[0]]
+            (torch.Size([4, 3]), True)
         """
         calls: list[_RecordedCall] = []
         taken: list[Tensor] = []
 
         def take(container: Any) -> Any:
             taken.append(find_features(container, site.name, site.side).detach().clone())
+            if not to_the_end:
+                raise _LayerReached
             return container
 
         depth = 0
@@ -208,11 +213,12 @@ class Recording:
 
             return record
 
-        call_count: list[int] = []
-        replaced = [m for root in roots for m in root.modules() if _may_replay(m, site)]
-        with torch.no_grad(), _at_layer(site, take, call_count), _plain_attention(), _forwards(replaced, recorder):
-            output = call()
-        _assert_executed(site, call_count)
+        output = None
+        replaced = [m for root in roots for m in _replayable(root, site)]
+        with torch.no_grad(), _forward_pass(site, take) as running, _forwards(replaced, recorder):
+            with suppress(_LayerReached):
+                output = call()
+            running.finish()
         return cls(site, taken[0], map_tensors(torch.clone, output), calls)
 
     @property
@@ -229,8 +235,9 @@ class Recording:
         """Let go of the prefix's outputs, once it is known that they will not be replayed."""
         self._calls.clear()
 
-    def run(self, call: Call, z: Tensor, first_time: bool = False) -> Any:
-        """Run the model with ``z`` at the layer and the recorded prefix.
+    @contextmanager
+    def run(self, call: Call, z: Tensor, first_time: bool = False) -> Iterator[Any]:
+        """Run the model with ``z`` at the layer and the recorded prefix; a context, as :func:`run_with` is.
 
         Args:
             call (Callable): the recorded forward pass.
@@ -238,52 +245,61 @@ class Recording:
             first_time (bool, optional): hand out copies of everything and note what is changed in place, so that
                 later runs copy only that. Default: False.
 
-        Returns:
+        Yields:
             Any: the model's output.
 
         Raises:
-            ReplayFailed: the modules did not run in the recorded order.
+            ReplayFailed: the modules did not run in the recorded order, or returned what cannot be handed out twice.
         """
+        self._assert_safe()
         position = itertools.count()
-        reached: list[int] = []
         handed_out: list[tuple[_RecordedCall, Any]] = []
 
         def inject(container: Any) -> Any:
-            if next(position) != len(self._calls):
+            if not running.is_over and next(position) != len(self._calls):
                 raise ReplayFailed("the layer ran before all of the recorded prefix did")
             return replace_features(container, z)
 
         def replayer(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
             def replay(*args: Any, **kwargs: Any) -> Any:
-                if reached:
+                if running.layer_calls or running.is_over:
                     return forward(*args, **kwargs)
                 index = next(position)
                 if index >= len(self._calls) or self._calls[index].module is not module:
                     raise ReplayFailed("the modules before the layer ran in another order")
                 recorded = self._calls[index]
-                if not (first_time or recorded.changed_in_place):
-                    return recorded.output
-                copy = map_tensors(torch.clone, recorded.output)
-                handed_out.append((recorded, copy))
-                return copy
+                output = recorded.hand_out(copy=first_time or recorded.changed_in_place)
+                if first_time:
+                    handed_out.append((recorded, output))
+                return output
 
             return replay
 
         replaced = list(dict.fromkeys(recorded.module for recorded in self._calls))
-        with _at_layer(self.site, inject, reached), _plain_attention(), _forwards(replaced, replayer):
+        with _forward_pass(self.site, inject) as running, _forwards(replaced, replayer):
             output = call()
-        if not reached:
-            raise ReplayFailed("the layer was not reached")
-        for recorded, copy in handed_out:
-            recorded.changed_in_place |= any(tensor._version > 0 for tensor in tensors_in(copy))
-        return output
+            if not running.layer_calls:
+                raise ReplayFailed("the layer was not reached")
+            running.finish()
+            for recorded, copy in handed_out:
+                recorded.changed_in_place |= any(t._version > 0 for t in leaves_in(copy) if isinstance(t, Tensor))
+            yield output
+
+    def _assert_safe(self) -> None:
+        """Objects that are no plain data may change in the run that gets them, unseen."""
+        for recorded in self._calls:
+            for leaf in leaves_in(recorded.output):
+                if not isinstance(leaf, _PLAIN):
+                    raise ReplayFailed(f"{type(recorded.module).__name__} returns a {type(leaf).__name__}")
 
 
-def _may_replay(module: nn.Module, site: Site) -> bool:
-    """Modules around the layer must run, since the layer runs inside them; at its output, the layer itself need not."""
-    if module is site.layer:
-        return not site.at_input
-    return not any(inner is site.layer for inner in module.modules())
+_PLAIN = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, nn.Module)
+
+
+def _replayable(root: nn.Module, site: Site) -> list[nn.Module]:
+    """All modules but those around the layer, which must run; of the layer, its output may be given instead."""
+    around = {module for module in root.modules() if any(inner is site.layer for inner in module.modules())}
+    return [m for m in root.modules() if m not in around or (m is site.layer and not site.at_input)]
 
 
 @contextmanager
@@ -306,12 +322,23 @@ def _forwards(
                 module.__dict__["forward"] = forward
 
 
+_attention_lock = threading.Lock()
+_attention_users: list[bool] = []
+
+
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Keep torch's fused transformer kernels out: without gradient they skip submodules, and so the layer's hook."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Keep torch's fused transformer kernels out: without gradient they skip submodules, and so the layer's hook.
+
+    The switch is global. Of several threads the first remembers how it stood, and the last one puts it back.
+    """
+    with _attention_lock:
+        _attention_users.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        with _attention_lock:
+            enabled = _attention_users.pop()
+            if not _attention_users:
+                torch.backends.mha.set_fastpath_enabled(enabled)

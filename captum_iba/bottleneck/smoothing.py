@@ -6,11 +6,11 @@ optimisation averages the gradient too; it is not the same as blurring the finis
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from captum_iba._warn import Warner
 
 
 def gaussian_kernel(sigma: float, max_radius: int | None = None) -> Tensor:
@@ -32,9 +32,9 @@ def gaussian_kernel(sigma: float, max_radius: int | None = None) -> Tensor:
     radius = round(2 * sigma)
     if max_radius is not None:
         radius = min(radius, max_radius)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     # sigma = 0 leaves the centre alone; 0/0 would be NaN
-    window = torch.exp(-0.5 * (offsets / sigma) ** 2) if radius else torch.ones(1, dtype=torch.float64)
+    window = torch.exp(-0.5 * (offsets / sigma) ** 2) if radius else torch.ones(1, dtype=torch.float64, device="cpu")
     return window / window.sum()
 
 
@@ -44,7 +44,8 @@ class GaussianBlur:
     Args:
         sigma (float): standard deviation in positions; 0 switches the blur off.
         spatial_shape (tuple[int, ...]): sizes of the one to three spatial axes. An axis shorter than the window gets
-            a shorter window, and one UserWarning says so.
+            a shorter window, and a warning says so.
+        warner (Warner, optional): remembers the warnings given. Default: None, one of its own.
 
     Examples::
 
@@ -53,14 +54,14 @@ class GaussianBlur:
         tensor(True)
     """
 
-    def __init__(self, sigma: float, spatial_shape: tuple[int, ...]) -> None:
+    def __init__(self, sigma: float, spatial_shape: tuple[int, ...], warner: Warner | None = None) -> None:
         self.kernels = [gaussian_kernel(sigma, max_radius=size - 1) for size in spatial_shape]
         wanted = 2 * round(2 * sigma) + 1
         if any(len(kernel) < wanted for kernel in self.kernels):
-            warnings.warn(
+            (Warner() if warner is None else warner).once(
+                ("sigma", spatial_shape),
                 f"sigma={sigma} needs a window of {wanted} positions, more than the feature map's {spatial_shape} "
                 "can reflect; the window is shortened. Pass a smaller sigma to choose it yourself.",
-                stacklevel=2,
             )
 
     @property

@@ -156,12 +156,7 @@ class FeatureStatistics:
         Raises:
             StatisticsError: the shapes do not fit, or no feature varies.
         """
-        fits = len(self.shape) == features.ndim - 1 and all(
-            size in (1, actual) for size, actual in zip(self.mean.shape, features.shape[1:], strict=True)
-        )
-        if self.kind == "feature":
-            fits = fits and self.mean.shape == features.shape[1:]
-        if not fits:
+        if not self._fits(features.shape[1:]):
             raise StatisticsError(
                 f"The statistics are for features of shape {_show(self.shape)} ({self.kind} statistics), but "
                 f"{layer_name} gives {_show(features.shape[1:])}. Call estimate on data of this input size, or "
@@ -175,6 +170,12 @@ class FeatureStatistics:
             )
         mean, scale, active = self.mean.to(features), scale.to(features), active.to(features.device)
         return Reference(mean[None], scale[None], active[None])
+
+    def _fits(self, shape: torch.Size) -> bool:
+        if self.kind == "feature":
+            return self.mean.shape == shape
+        channels = self.channel_dim - 1
+        return len(shape) == len(self.shape) and shape[channels] == self.mean.shape[channels]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically.

@@ -10,13 +10,14 @@ Three ways, tried in this order; each is checked at every call before it is used
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_iba._warn import Warner
 from captum_iba.bottleneck.replay import Recording, ReplayFailed, Site, run_with
 from captum_iba.errors import MismatchedArgumentsError
 
@@ -32,64 +33,84 @@ class Tail:
     Args:
         site (Site): the layer and its side.
         call_for (Callable): ``call_for(copies)`` runs the forward pass on inputs repeated that many times.
-        roots (Sequence[nn.Module]): modules whose descendants may be replayed.
+        roots (Sequence[nn.Module]): modules that may be replayed, with their descendants.
         to_tensor (Callable): turns what the model returns into its output tensor.
+        warner (Warner, optional): remembers the warnings given. Default: None, one of its own.
 
     Examples::
 
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> x = torch.ones(4, 2)
         >>> tail = Tail(Site(model[0], "0"), lambda n: model(x.repeat(n, 1)), [model], lambda output: output)
-        >>> tail(torch.zeros(12, 3), copies=3).shape, tail.mode
+        >>> with tail.run(torch.zeros(12, 3), copies=3) as output:
+        ...     output.shape, tail.mode
         (torch.Size([12, 1]), 'replay')
     """
 
     def __init__(
-        self, site: Site, call_for: CallFor, roots: Sequence[nn.Module], to_tensor: Callable[[Any], Tensor]
+        self,
+        site: Site,
+        call_for: CallFor,
+        roots: Sequence[nn.Module],
+        to_tensor: Callable[[Any], Tensor],
+        warner: Warner | None = None,
     ) -> None:
-        self._site, self._call_for, self._to_tensor = site, call_for, to_tensor
+        self._site, self._call_for, self._roots, self._to_tensor = site, call_for, roots, to_tensor
+        self._warner = Warner() if warner is None else warner
         self._recording = Recording.make(site, lambda: call_for(1), roots)
         self._expanded: dict[int, Recording] = {}
-        self._roots = roots
+        self.modules_before = self._recording.modules_before
         self.features = self._recording.features
         self.output = to_tensor(self._recording.output)
         self._mode: str | None = None
-
-    @property
-    def modules_before(self) -> list[nn.Module]:
-        """Outermost modules that finished before the layer, in order."""
-        return self._recording.modules_before
 
     @property
     def mode(self) -> str | None:
         """``"replay"``, ``"replay expanded"`` or ``"whole model"``; None before the first run."""
         return self._mode
 
-    def __call__(self, z: Tensor, copies: int) -> Tensor:
-        """Run the model with ``z``, of ``copies * N`` rows, in place of the layer's features."""
+    @contextmanager
+    def run(self, z: Tensor, copies: int) -> Iterator[Tensor]:
+        """Run the model with ``z``, of ``copies * N`` rows, in place of the layer's features.
+
+        A context, because a backward pass may recompute parts of the forward pass: take gradients inside.
+        """
+        with ExitStack() as stack:
+            yield self._enter(stack, z, copies)
+
+    def _enter(self, stack: ExitStack, z: Tensor, copies: int) -> Tensor:
         if self._mode is None:
-            self._mode = "replay" if self._rows_are_independent() else "replay expanded"
-            if self._mode != "replay":
-                self._recording.release()
+            self._mode = self._first_mode()
         if self._mode == "replay":
             try:
-                return self._checked(self._recording.run(lambda: self._call_for(1), z), len(z))
+                return self._rows_of(stack, self._recording.run(lambda: self._call_for(1), z), len(z))
             except ReplayFailed as reason:
-                self._give_up(reason)
+                self._give_up(stack, reason)
         if self._mode == "replay expanded":
             try:
-                return self._checked(self._expanded_recording(copies).run(lambda: self._call_for(copies), z), len(z))
+                recording = self._expanded_recording(copies)
+                return self._rows_of(stack, recording.run(lambda: self._call_for(copies), z), len(z))
             except ReplayFailed as reason:
-                self._give_up(reason)
-        return self._to_tensor(run_with(self._site, lambda: self._call_for(copies), z))
+                self._give_up(stack, reason)
+        return self._to_tensor(stack.enter_context(run_with(self._site, lambda: self._call_for(copies), z)))
 
-    def _checked(self, output: Any, rows: int) -> Tensor:
-        tensor = self._to_tensor(output)
+    def _first_mode(self) -> str:
+        if self._rows_are_independent():
+            return "replay"
+        has_prefix = self._recording.replays_anything
+        self._recording.release()
+        if has_prefix:
+            return "replay expanded"
+        if not self._roots:
+            self._warn("the function's modules are not found; pass the nn.Module itself as forward_func")
+        return "whole model"
+
+    def _rows_of(self, stack: ExitStack, running: Any, rows: int) -> Tensor:
+        tensor = self._to_tensor(stack.enter_context(running))
         if tensor.ndim == 0 or tensor.shape[0] != rows:
             raise ReplayFailed(f"the output has shape {list(tensor.shape)}, not {rows} rows")
         return tensor
 
-    @torch.no_grad()
     def _rows_are_independent(self) -> bool:
         """Whether 2N rows give the recorded output in their second half; the first half holds other features.
 
@@ -98,12 +119,18 @@ class Tail:
         features = self.features
         z = torch.cat([0.5 * features.roll(1, dims=-1), features])
         try:
-            output = self._checked(self._recording.run(lambda: self._call_for(1), z, first_time=True), len(z))
+            with ExitStack() as stack, _without_checkpointing():
+                replay = self._recording.run(lambda: self._call_for(1), z.clone(), first_time=True)
+                output = self._rows_of(stack, replay, len(z)).detach()
+            if _is_exact(self.output):
+                return _same(output[len(features) :], self.output)
+            # other row counts round differently, and coarsely here: compare with a whole run of as many rows
+            with torch.no_grad(), run_with(self._site, lambda: self._call_for(2), z.clone()) as whole:
+                return _same(output, self._to_tensor(whole))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a model makes of rows it did not expect, it means: not this way
             return False
-        return _same(output[len(features) :], self.output)
 
     def _expanded_recording(self, copies: int) -> Recording:
         if copies not in self._expanded:
@@ -122,39 +149,54 @@ class Tail:
                 "layer that keeps it, such as one with batch_first=True."
             )
 
-    @torch.no_grad()
     def _assert_reproduces(self, recording: Recording, copies: int) -> None:
-        if not recording.replays_anything:
-            raise ReplayFailed("none of the modules before the layer can be found")
         try:
             z = recording.features.clone()  # the layer's successor may work in place
-            output = self._to_tensor(recording.run(lambda: self._call_for(copies), z, first_time=True))
-        except torch.OutOfMemoryError:
-            raise
-        except ReplayFailed:
+            replay = recording.run(lambda: self._call_for(copies), z, first_time=True)
+            with _without_checkpointing(), replay as found:
+                output = self._to_tensor(found).detach()
+        except (torch.OutOfMemoryError, ReplayFailed):
             raise
         except Exception as error:
             raise ReplayFailed(f"replaying raised {type(error).__name__}: {error}") from error
         if not _same(output, self._to_tensor(recording.output)):
             raise ReplayFailed("replaying the recorded prefix gave another output")
 
-    def _give_up(self, reason: Exception) -> None:
+    def _give_up(self, stack: ExitStack, reason: Exception) -> None:
+        stack.close()
         self._mode = "whole model"
         self._recording.release()
         self._expanded.clear()
-        warnings.warn(
-            f"What comes before {self._site.name} cannot be replayed ({reason}); the whole model runs at each step. "
-            "The result is the same, only slower. Passing the nn.Module itself as forward_func usually helps.",
-            stacklevel=2,
+        self._warn(str(reason))
+
+    def _warn(self, reason: str) -> None:
+        self._warner.once(
+            ("replay", self._site.layer),
+            f"What comes before {self._site.name} cannot be replayed ({reason}). The whole model runs at each step: "
+            "the result is the same, only slower.",
         )
 
 
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Let activation checkpointing fail: recomputed, the prefix would not be what was replayed.
+
+    With gradients, since torch skips checkpointing without them.
+    """
+    message = "the model recomputes activations (checkpointing)"
+    with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(message):
+        yield
+
+
+def _is_exact(output: Tensor) -> bool:
+    """Whether rounding is fine enough to tell a wrong replay from another row count; TF32 and half are not."""
+    return output.dtype == torch.float64 or (output.dtype == torch.float32 and output.device.type == "cpu")
+
+
 def _same(found: Tensor, wanted: Tensor) -> bool:
-    """Equal up to the rounding that other row counts bring; a wrong replay is off by far more."""
+    """Equal up to the rounding of one order of summation or another; a wrong replay is off by far more."""
     if found.shape != wanted.shape or not wanted.is_floating_point():
         return found.shape == wanted.shape and bool((found == wanted).all())
-    tolerance = min(1e3 * torch.finfo(wanted.dtype).eps, 0.05)
-    if wanted.is_cuda and wanted.dtype == torch.float32:
-        tolerance = 0.01  # convolutions may run in TF32, and another algorithm per row count
+    factor = 1e3 if wanted.dtype in (torch.float32, torch.float64) else 4.0
     scale = wanted.abs().amax().clamp_min(torch.finfo(wanted.dtype).tiny)
-    return bool((found - wanted).abs().amax() <= tolerance * scale)
+    return bool((found - wanted).abs().amax() <= factor * torch.finfo(wanted.dtype).eps * scale)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,10 +281,12 @@ CASES = {
 }
 
 
-def whole_model(tail: Tail, z: Tensor, copies: int) -> Tensor:
+@contextmanager
+def whole_model(tail: Tail, z: Tensor, copies: int) -> Iterator[Tensor]:
     """The slow way, without any replay: what all others are compared with."""
     tail._mode = WHOLE
-    return tail._to_tensor(run_with(tail._site, lambda: tail._call_for(copies), z))
+    with run_with(tail._site, lambda: tail._call_for(copies), z) as output:
+        yield tail._to_tensor(output)
 
 
 @functools.cache
@@ -326,7 +329,7 @@ def test_replay_gives_the_bits_of_the_whole_model(name: str, n: int, monkeypatch
     """Replay, expanded replay and the whole model give the same bits, objective and probability."""
     bits, record = attribute(name, n)
     unweighted, _ = attribute(name, n, beta=0.0)
-    monkeypatch.setattr(Tail, "__call__", whole_model)
+    monkeypatch.setattr(Tail, "run", whole_model)
     wanted, reference = attribute(name, n)
     assert reference.forward_mode == WHOLE
     assert record.forward_mode == CASES[name].modes[n - 1]
@@ -372,13 +375,13 @@ def test_changing_order_falls_back_to_the_whole_model(since: int, monkeypatch: p
     torch.manual_seed(0)
     model, layer = ready(ChangingOrder(since))
     iba = LayerIBA(model, layer)
-    iba._state.warned.add("statistics")
+    iba._state.warner.given(("statistics", layer, False))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         bits, record = explain(iba, images(2))
     assert [str(w.message).startswith("What comes before") for w in caught] == [True]
     assert "'layer'" in str(caught[0].message) and record.forward_mode == WHOLE
-    monkeypatch.setattr(Tail, "__call__", whole_model)
+    monkeypatch.setattr(Tail, "run", whole_model)
     assert far_apart(bits, explain(iba, images(2))[0]) < 1e-9
 
 
