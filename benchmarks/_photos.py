@@ -49,8 +49,8 @@ def box_mask(annotation: Path) -> Tensor:
     mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     for box in root.iter("bndbox"):
         x0, y0, x1, y1 = (float(box.findtext(key, "0")) for key in ("xmin", "ymin", "xmax", "ymax"))
-        rows = slice(round(y0 * SIZE / height), round(y1 * SIZE / height))
-        columns = slice(round(x0 * SIZE / width), round(x1 * SIZE / width))
+        rows = slice(int(y0 * SIZE / height), int(y1 * SIZE / height))
+        columns = slice(int(x0 * SIZE / width), int(x1 * SIZE / width))
         mask[rows, columns] = True
     return mask
 

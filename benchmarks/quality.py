@@ -65,6 +65,7 @@ def captum_methods(model: nn.Module, layers: list[str]) -> dict[str, Method]:
         if isinstance(module, nn.ReLU):
             module.inplace = False
     saliency, guided = captum.attr.Saliency(model), captum.attr.GuidedBackprop(model)
+    multiplied = captum.attr.IntegratedGradients(model)
     integrated = captum.attr.IntegratedGradients(model, multiply_by_inputs=False)
     smooth, occlusion = captum.attr.NoiseTunnel(saliency), captum.attr.Occlusion(model)
 
@@ -74,29 +75,33 @@ def captum_methods(model: nn.Module, layers: list[str]) -> dict[str, Method]:
     def mean_colour(x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
 
-    def integrate(x: Tensor, y: Tensor) -> Tensor:
-        values = integrated.attribute(
-            x, mean_colour(x), target=y, n_steps=50, method="riemann_right", internal_batch_size=50
-        )
-        return strongest(values)
+    def integrate(method: captum.attr.IntegratedGradients) -> Method:
+        options = {"n_steps": 50, "method": "riemann_right", "internal_batch_size": 50}
+        return lambda x, y: strongest(method.attribute(x, mean_colour(x), target=y, **options))
 
-    def smooth_gradients(x: Tensor, y: Tensor) -> Tensor:
-        rows = []
-        for image, label in zip(x.split(1), y.split(1), strict=True):  # the noise follows the image's own range
-            spread = 0.15 * float(image.max() - image.min())
-            rows.append(smooth.attribute(image, nt_samples=50, nt_samples_batch_size=25, stdevs=spread, target=label))
-        return torch.cat(rows).amax(dim=1, keepdim=True)
+    def smooth_gradients(absolute: bool) -> Method:
+        def explain(x: Tensor, y: Tensor) -> Tensor:
+            rows = []
+            for image, label in zip(x.split(1), y.split(1), strict=True):  # the noise follows the image's own range
+                spread = 0.15 * float(image.max() - image.min())
+                options = {"nt_samples": 50, "nt_samples_batch_size": 25, "stdevs": spread, "abs": absolute}
+                rows.append(smooth.attribute(image, target=label, **options))
+            return strongest(torch.cat(rows))
+
+        return explain
 
     def occlude(side: int) -> Method:
         window = (3, side, side)
         return lambda x, y: occlusion.attribute(
-            x, window, strides=window, baselines=mean_colour(x), target=y, perturbations_per_eval=8
+            x, window, strides=window, baselines=mean_colour(x), target=y, perturbations_per_eval=32
         )[:, :1]
 
     methods: dict[str, Method] = {
         "Saliency": lambda x, y: saliency.attribute(x, target=y).amax(dim=1, keepdim=True),
-        "IntegratedGradients": integrate,
-        "SmoothGrad": smooth_gradients,
+        "IntegratedGradients": integrate(multiplied),
+        "IntegratedGradients, unmultiplied": integrate(integrated),
+        "SmoothGrad": smooth_gradients(absolute=False),
+        "SmoothGrad of Saliency": smooth_gradients(absolute=True),
         "GuidedBackprop": lambda x, y: strongest(guided.attribute(x, target=y)),
         "Occlusion 8x8": occlude(8),
         "Occlusion 14x14": occlude(14),

@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CaptumIBAError as error:
         print(f"captum-iba: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        print(f"captum-iba: {error}. Choose another --output.", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("captum-iba: interrupted; what is written stays.", file=sys.stderr)
         return 130
@@ -126,8 +129,10 @@ def _give_statistics(iba: LayerIBA, classifier: Classifier, options: argparse.Na
     if options.statistics is not None:
         iba.load_statistics(options.statistics)
     if options.calibrate is not None:
+        left_out: list[Path] = []
 
         def skip(path: Path, reason: str) -> None:
+            left_out.append(path)
             print(f"captum-iba: left out of the calibration {path}: {reason}", file=sys.stderr)
 
         photos = photos_in(options.calibrate)
@@ -135,7 +140,7 @@ def _give_statistics(iba: LayerIBA, classifier: Classifier, options: argparse.Na
         iba.estimate((images for _, images in batches), show_progress=True)
         path = options.output / "statistics.safetensors"
         iba.save_statistics(path)
-        print(f"statistics of {len(photos)} photos: {path}")
+        print(f"statistics of {len(photos) - len(left_out)} photos: {path}")
 
 
 class _Writer:

@@ -82,7 +82,7 @@ def load_classifier(name: str, weights: str = "DEFAULT") -> Classifier:
             f"model={name!r} is no image classifier of torchvision; wanted one of {', '.join(known)}."
         ) from None
     if weights == "DEFAULT":
-        model = models.get_model(name, weights=own)
+        model = _download(models, name, own)
     else:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         model = models.get_model(name, weights=None, **options)
@@ -96,6 +96,15 @@ def load_classifier(name: str, weights: str = "DEFAULT") -> Classifier:
         torch.tensor(mean).view(shape),
         torch.tensor(std).view(shape),
     )
+
+
+def _download(models: Any, name: str, own: Any) -> Any:
+    try:
+        return models.get_model(name, weights=own)
+    except OSError as error:  # URLError is one
+        raise InvalidArgumentError(
+            f"weights='DEFAULT' of {name} could not be downloaded: {error}. Pass the file of a state dict as weights."
+        ) from error
 
 
 def _torchvision_models() -> Any:

@@ -157,6 +157,25 @@ def test_share_inside_is_the_boxs_sum():
     assert callable(run_demo)
 
 
+def test_missing_network_is_named(monkeypatch, photos, tmp_path, capsys):
+    """Weights that cannot be downloaded give a line that names the way without a network."""
+    from urllib.error import URLError
+
+    def fail(*_args, **_kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models.get_model", fail)
+    assert main(["explain", str(photos / "one.png"), "--model", CLASSIFIER, "--output", str(tmp_path / "out")]) == 2
+    assert "could not be downloaded" in capsys.readouterr().err
+
+
+def test_unwritable_output_is_named(photos, weights, tmp_path, capsys):
+    """A folder that cannot be made is named, without a traceback."""
+    (tmp_path / "out").write_text("a file, not a folder")
+    assert explain([photos / "one.png"], weights, tmp_path) == 2
+    assert "out" in capsys.readouterr().err
+
+
 def test_interruption_is_reported(monkeypatch, capsys, tmp_path):
     """Ctrl-C ends with status 130 and a line, not a traceback."""
 

@@ -89,6 +89,7 @@ class IBA(Attribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
         attribute_to_layer_input: bool = False,
+        input_channel_dim: int | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return the bits each element of the input gives the decision.
@@ -98,6 +99,8 @@ class IBA(Attribution):
             target: as for :meth:`LayerIBA.attribute`. Default: None.
             additional_forward_args (Any, optional): as for :meth:`LayerIBA.attribute`. Default: None.
             attribute_to_layer_input (bool, optional): as for :meth:`LayerIBA.attribute`. Default: False.
+            input_channel_dim (int, optional): axis of the inputs' channels: 1, or -1 for (N, H, W, C) and (N, T, D).
+                Default: None: 1, and an error where the sizes speak for the last axis.
             **kwargs (Any): the other arguments of :meth:`LayerIBA.attribute`, but for ``attr_dim_summation`` and
                 ``return_diagnostics``.
 
@@ -122,5 +125,6 @@ class IBA(Attribution):
             inputs, target, additional_forward_args, attribute_to_layer_input, **kwargs
         )
         tensors = _format_tensor_into_tuples(inputs)
-        resized = tuple(bits_to_input(bits / len(tensors), tensor, record.channel_dim) for tensor in tensors)
+        share, axis = bits / len(tensors), record.channel_dim
+        resized = tuple(bits_to_input(share, tensor, axis, input_channel_dim) for tensor in tensors)
         return resized if isinstance(inputs, tuple) else resized[0]

@@ -5,6 +5,7 @@ Captum's ``LayerAttribution.interpolate`` resamples values and conserves nothing
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,14 +45,17 @@ def resize_bits(bits: Tensor, size: tuple[int, ...]) -> Tensor:
         )
     if tuple(bits.shape[2:]) == tuple(size):
         return bits
-    resized = F.interpolate(bits, size=tuple(size), mode=_MODES[n_axes], align_corners=False)
+    # shrinking axes are averaged over areas first: interpolation would skip positions between the new ones
+    smaller = tuple(min(old, new) for old, new in zip(bits.shape[2:], size, strict=True))
+    averaged = F.interpolate(bits, size=smaller, mode="area")
+    resized = F.interpolate(averaged, size=tuple(size), mode=_MODES[n_axes], align_corners=False)
     axes = tuple(range(1, bits.ndim))
     found, wanted = resized.sum(dim=axes, keepdim=True), bits.sum(dim=axes, keepdim=True)
     # a total of zero stays zero: 0 * (0 / tiny)
-    return resized * (wanted / found.clamp_min(1e-30))
+    return resized * (wanted / found.clamp_min(torch.finfo(found.dtype).tiny))
 
 
-def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int) -> Tensor:
+def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int, input_channel_dim: int | None = None) -> Tensor:
     """Spread bits per position over the input's elements.
 
     Spatial maps are resized to the input's grid and shared equally by its channels. Tokens belong to the input's
@@ -59,14 +63,16 @@ def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int) -> Tensor:
 
     Args:
         bits (Tensor): summed bits, as :meth:`LayerIBA.attribute` returns them.
-        inputs (Tensor): (N, C, H, W) or (N, H, W) for maps; (N, T) or (N, T, D) for tokens.
+        inputs (Tensor): (N, C, H, W), (N, H, W, C) or (N, H, W) for maps; (N, T) or (N, T, D) for tokens.
         channel_dim (int): the summed axis of ``bits``.
+        input_channel_dim (int, optional): axis of the input's channels. Default: None: 1, as torch has it; where the
+            sizes speak for the last axis, an error asks.
 
     Returns:
         Tensor: of the input's shape.
 
     Raises:
-        InvalidArgumentError: the input has no spatial relation to the features.
+        InvalidArgumentError: the input has no spatial relation to the features, or its layout is ambiguous.
 
     Examples::
 
@@ -76,19 +82,42 @@ def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int) -> Tensor:
     """
     positions = bits.squeeze(channel_dim)
     n_axes = positions.ndim - 1
-    if bits.ndim == 3 and channel_dim == 2 and inputs.ndim >= 2 and inputs.shape[1] == positions.shape[1]:
+    if bits.ndim == 3 and channel_dim == 2:
+        if inputs.ndim not in (2, 3) or inputs.shape[1] != positions.shape[1]:
+            raise _no_relation(inputs, positions)
         spread = positions.reshape(*positions.shape, *[1] * (inputs.ndim - 2)) / max(inputs[0, 0].numel(), 1)
         return spread.expand(inputs.shape).contiguous()
-    is_token_map = bits.ndim == 3 and channel_dim == 2
-    if n_axes == 0 or is_token_map or inputs.ndim not in (n_axes + 1, n_axes + 2):
+    if n_axes == 0 or inputs.ndim not in (n_axes + 1, n_axes + 2):
+        raise _no_relation(inputs, positions)
+    if inputs.ndim == n_axes + 1:
+        return resize_bits(positions.unsqueeze(1), tuple(inputs.shape[1:])).squeeze(1)
+    axis = _input_channels(inputs, positions, input_channel_dim)
+    sizes = tuple(size for place, size in enumerate(inputs.shape) if place not in (0, axis))
+    pixels = resize_bits(positions.unsqueeze(1), sizes) / inputs.shape[axis]
+    return pixels.movedim(1, axis).expand(inputs.shape).contiguous()
+
+
+def _input_channels(inputs: Tensor, positions: Tensor, chosen: int | None) -> int:
+    last = inputs.ndim - 1
+    if chosen is not None:
+        if type(chosen) is not int or chosen % inputs.ndim not in (1, last):
+            raise InvalidArgumentError(f"input_channel_dim={chosen!r}; wanted 1 or {last} for {list(inputs.shape)}.")
+        return chosen % inputs.ndim
+    colours = (1, 3, 4)
+    looks_last = inputs.shape[last] in colours and inputs.shape[1] not in colours
+    # a sequence as long as the map, with its units behind it
+    fits_last = positions.ndim == 2 and inputs.shape[1] == positions.shape[1] != inputs.shape[last]
+    if looks_last or fits_last:
         raise InvalidArgumentError(
-            f"inputs of shape {list(inputs.shape)} have no spatial relation to features with positions "
-            f"{list(positions.shape[1:])}. Use LayerIBA for the layer's own shape, choose a layer with a spatial grid, "
-            "or pass inputs that are no map as additional_forward_args."
+            f"inputs of shape {list(inputs.shape)} look as if their channels came last, and the bits would go to the "
+            "wrong places. Pass input_channel_dim=-1 if they do, input_channel_dim=1 if not."
         )
-    has_channels = inputs.ndim == n_axes + 2
-    size = tuple(inputs.shape[2:] if has_channels else inputs.shape[1:])
-    pixels = resize_bits(positions.unsqueeze(1), size)
-    if not has_channels:
-        return pixels.squeeze(1)
-    return (pixels / inputs.shape[1]).expand(inputs.shape).contiguous()
+    return 1
+
+
+def _no_relation(inputs: Tensor, positions: Tensor) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"inputs of shape {list(inputs.shape)} have no spatial relation to features with positions "
+        f"{list(positions.shape[1:])}. Use LayerIBA for the layer's own shape, choose a layer with a spatial grid, "
+        "or pass inputs that are no map as additional_forward_args."
+    )

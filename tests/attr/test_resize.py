@@ -92,3 +92,34 @@ def test_no_spatial_relation(bits, inputs, channel_dim):
     """Vectors, other token counts and patches have no place on the input, and the error says so."""
     with pytest.raises(InvalidArgumentError, match="no spatial relation"):
         bits_to_input(bits, inputs, channel_dim)
+
+
+def test_shrinking_loses_nothing():
+    """A single position between those of a smaller grid keeps its bits."""
+    bits = torch.zeros(1, 1, 28, 28)
+    bits[0, 0, 13, 6] = 5.0
+    for size in ((4, 4), (4, 40), (1, 1)):
+        assert float(resize_bits(bits, size).sum()) == pytest.approx(5.0)
+
+
+def test_channels_last_inputs_are_asked_about():
+    """Where the sizes speak for channels behind the positions, the bits are not put in the wrong place unasked."""
+    bits = normal(2, 1, 4, 4).abs()
+    photos = torch.zeros(2, 8, 8, 3)
+    with pytest.raises(InvalidArgumentError, match="input_channel_dim=-1"):
+        bits_to_input(bits, photos, 1)
+    spread = bits_to_input(bits, photos, 1, input_channel_dim=-1)
+    assert spread.shape == photos.shape
+    torch.testing.assert_close(spread.sum(dim=3), bits_to_input(bits, torch.zeros(2, 3, 8, 8), 1).sum(dim=1))
+    sequence = normal(2, 1, 9).abs()
+    with pytest.raises(InvalidArgumentError, match="input_channel_dim"):
+        bits_to_input(sequence, torch.zeros(2, 9, 5), 1)
+    assert bits_to_input(sequence, torch.zeros(2, 9, 5), 1, -1).std(dim=1).min() > 0
+    with pytest.raises(InvalidArgumentError, match="input_channel_dim=2"):
+        bits_to_input(bits, photos, 1, input_channel_dim=2)
+
+
+def test_tokens_are_not_spread_over_colours():
+    """Three tokens have no relation to an image of three channels."""
+    with pytest.raises(InvalidArgumentError, match="no spatial relation"):
+        bits_to_input(torch.ones(2, 3, 1), torch.ones(2, 3, 8, 8), 2)
