@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
+from captum_iba.metrics import boxes_to_mask
 from captum_iba.photos import Classifier, load_classifier, photos_in
 
 SIZE = 224
@@ -46,13 +47,11 @@ def box_mask(annotation: Path) -> Tensor:
     """Union of an annotation's boxes on the resized photo, (224, 224)."""
     root = ElementTree.parse(annotation).getroot()
     width, height = (float(root.findtext(f"size/{key}", "0")) for key in ("width", "height"))
-    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    boxes = []
     for box in root.iter("bndbox"):
         x0, y0, x1, y1 = (float(box.findtext(key, "0")) for key in ("xmin", "ymin", "xmax", "ymax"))
-        rows = slice(int(y0 * SIZE / height), int(y1 * SIZE / height))
-        columns = slice(int(x0 * SIZE / width), int(x1 * SIZE / width))
-        mask[rows, columns] = True
-    return mask
+        boxes.append([int(x0 * SIZE / width), int(y0 * SIZE / height), int(x1 * SIZE / width), int(y1 * SIZE / height)])
+    return boxes_to_mask(boxes, (SIZE, SIZE))
 
 
 def with_boxes(folder: Path, largest: float) -> list[tuple[Path, Tensor]]:
@@ -64,18 +63,6 @@ def with_boxes(folder: Path, largest: float) -> list[tuple[Path, Tensor]]:
         if annotation.stem in photos and 0 < float(mask.float().mean()) < largest:
             found.append((photos[annotation.stem], mask))
     return found
-
-
-def box_ratio(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of the n highest pixels inside the box of n pixels, ties by their expected value; (N,)."""
-    ratios = []
-    for values, mask in zip(maps.flatten(1).double(), masks.flatten(1), strict=True):
-        n = int(mask.sum())
-        threshold = values.topk(n).values[-1]
-        above, equal = values > threshold, values == threshold
-        rest = (n - above.sum()) * (equal & mask).sum() / equal.sum()
-        ratios.append(((above & mask).sum() + rest) / n)
-    return torch.stack(ratios)
 
 
 def calibrated(classifier: Classifier, layer: nn.Module, folder: Path) -> LayerIBA:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from benchmarks._photos import (
     SIZE,
     add_model_arguments,
-    box_ratio,
     calibrated,
     mean_and_error,
     resized,
@@ -30,6 +29,7 @@ from benchmarks._photos import (
     with_boxes,
 )
 from captum_iba import resize_bits
+from captum_iba.metrics import bounding_box_ratio
 
 Method = Callable[[Tensor, Tensor], Tensor]
 
@@ -150,7 +150,7 @@ def main() -> None:
         begin = time.perf_counter()
         maps = torch.cat([method(a, b).detach() for a, b in zip(x.split(PIECE), y.split(PIECE), strict=True)])
         elapsed = (time.perf_counter() - begin) / len(x)
-        ratio = box_ratio(maps, masks)
+        ratio = bounding_box_ratio(maps, masks).per_sample
         reference = ratio if reference is None else reference
         print(
             f"{name:34s} {mean_and_error(ratio):>18s} {mean_and_error(reference - ratio):>19s} {elapsed:11.2f}",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_iba import LayerIBA
 from captum_iba.errors import TargetError
 from tests.conformance._adapter import (
+    HAS_STOCK,
     QUICK,
     REAL_PER_EXAMPLE,
     STOCK_PER_EXAMPLE,
@@ -72,12 +73,14 @@ def test_a_target_with_too_few_indices_is_an_assertion_error() -> None:
     assert isinstance(caught.value, TargetError)
 
 
-@pytest.mark.parametrize(("target", "further"), [(None, None), ((1, 0), (None, True))])
-def test_missing_indices_are_refused_on_the_stock_model(target: Any, further: Any) -> None:
-    """The two fixed cases of Captum's suite: no target for two classes, and two values per example left."""
-    entry = stock_entries()["basic_layer_multiple_target"].fresh()
-    with pytest.raises(AssertionError):
-        entry.method().attribute(entry.args["inputs"], target=target, additional_forward_args=further)
+if HAS_STOCK:
+
+    @pytest.mark.parametrize(("target", "further"), [(None, None), ((1, 0), (None, True))])
+    def test_missing_indices_are_refused_on_the_stock_model(target: Any, further: Any) -> None:
+        """The two fixed cases of Captum's suite: no target for two classes, and two values per example left."""
+        entry = stock_entries()["basic_layer_multiple_target"].fresh()
+        with pytest.raises(AssertionError):
+            entry.method().attribute(entry.args["inputs"], target=target, additional_forward_args=further)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""What every metric returns: one value an example, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_iba._warn import Warner
+from captum_iba.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """Values of a metric.
+
+    Attributes:
+        per_sample (Tensor): (N,), float64; NaN where the metric is undefined for an example. Such examples are left
+            out of mean and standard error.
+    """
+
+    per_sample: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """The defined values."""
+        return self.per_sample[~self.per_sample.isnan()]
+
+    @property
+    def n_valid(self) -> int:
+        """Number of examples with a defined value."""
+        return len(self.valid)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the defined values."""
+        return float(self.valid.mean())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean, sample deviation over the root of the number; NaN for a single value."""
+        return float(self.valid.std()) / self.n_valid**0.5 if self.n_valid > 1 else float("nan")
+
+
+def assert_defined(values: Tensor, metric: str, reason: str) -> None:
+    """Warn where some examples have no value, refuse where none has.
+
+    Args:
+        values (Tensor): (N,).
+        metric (str): for messages.
+        reason (str): why a value is undefined.
+
+    Raises:
+        InvalidArgumentError: no value is defined.
+    """
+    undefined = int(values.isnan().sum())
+    if undefined == len(values):
+        raise InvalidArgumentError(f"{metric} is undefined for all {len(values)} examples: {reason}.")
+    if undefined:
+        Warner().once(
+            metric, f"{metric} is undefined for {undefined} of {len(values)} examples and left out: {reason}."
+        )
+
+
+def assert_finite_maps(attributions: Tensor) -> None:
+    """Refuse maps with NaN or infinity.
+
+    Raises:
+        InvalidArgumentError: there is one.
+    """
+    if not torch.isfinite(attributions).all():
+        rows = (~torch.isfinite(attributions)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise InvalidArgumentError(
+            f"attributions contain NaN or infinity for examples {rows[:10]}. Look at the method that made them."
+        )
