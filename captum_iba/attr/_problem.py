@@ -27,6 +27,8 @@ from captum_iba.errors import InvalidArgumentError, MismatchedArgumentsError
 
 # More than one normalised feature in a hundred beyond ten deviations: not the data the statistics came from.
 _FAR, _FAR_SHARE = 10.0, 0.01
+# Rows at once on the CPU: more fall out of its caches.
+_CPU_ROWS = 40
 # Beyond this, squares of gradients overflow in Adam's float32.
 _LARGEST = 1e12
 
@@ -68,19 +70,20 @@ class Arguments:
         if not isinstance(self.class_dim, Integral) or isinstance(self.class_dim, bool) or self.class_dim == 0:
             raise InvalidArgumentError(f"class_dim={self.class_dim!r}; wanted an axis of the output, not the batch's.")
 
-    def settings(self, n_examples: int, warner: Warner) -> Settings:
+    def settings(self, n_examples: int, device_type: str, warner: Warner) -> Settings:
         """The optimisation's parameters for a batch of this size."""
-        copies = int(self.n_samples)
-        if self.internal_batch_size is not None:
-            if self.internal_batch_size < n_examples:
-                warner.once(
-                    "internal_batch_size",
-                    f"internal_batch_size={self.internal_batch_size} is below the {n_examples} examples of the batch; "
-                    f"{n_examples} rows run at once. Pass fewer examples to use less memory.",
-                )
-            most = min(copies, max(1, int(self.internal_batch_size) // n_examples))
-            # parts of one size: a module before the layer may keep tensors of the size it ran at last
-            copies = next(part for part in range(most, 0, -1) if copies % part == 0)
+        rows = self.internal_batch_size
+        if rows is None:
+            rows = _CPU_ROWS if device_type == "cpu" else n_examples * self.n_samples
+        elif rows < n_examples:
+            warner.once(
+                "internal_batch_size",
+                f"internal_batch_size={rows} is below the {n_examples} examples of the batch; {n_examples} rows run at "
+                "once. Pass fewer examples to use less memory.",
+            )
+        most = min(int(self.n_samples), max(1, int(rows) // n_examples))
+        # parts of one size: a module before the layer may keep tensors of the size it ran at last
+        copies = next(part for part in range(most, 0, -1) if self.n_samples % part == 0)
         return Settings(
             beta=float(self.beta),
             n_steps=int(self.n_steps),
@@ -121,7 +124,7 @@ class Problem:
         self._arguments, self._forward, self._site, self._modules = arguments, forward, site, modules
         self._statistics, self._warner = statistics, warner
         self._objective = Objective(arguments.objective, target, arguments.class_dim)
-        self._settings = arguments.settings(forward.n_examples, warner)
+        self._settings = arguments.settings(forward.n_examples, forward.device_type, warner)
 
     @property
     def n_steps(self) -> int:

@@ -253,7 +253,8 @@ class LayerIBA(LayerAttribution):
             attr_dim_summation (bool, optional): sum the bits over the channels, keeping the axis. False returns the
                 layer's full shape. Default: True, as in LayerGradCam.
             internal_batch_size (int, optional): most rows that go through the model at once; at least the number of
-                examples. Default: None: all ``n_samples * N`` at once.
+                examples. Default: None: all ``n_samples * N`` at once; on the CPU about 40, which keeps large batches
+                in its caches (``benchmarks/per_sample.py``).
             objective (str or Callable, optional): what the output is. None: logits, with log-softmax over
                 ``class_dim`` and the target's cross-entropy; ``"probability"`` or ``"log_probability"``: the model ends
                 in softmax or log-softmax; a callable ``(output, target) -> loss`` with one value a row. Default: None.
