@@ -20,7 +20,7 @@ from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments, Problem
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidArgumentError, StatisticsError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, StatisticsError
 
 _FEW_EXAMPLES = 1000
 
@@ -101,7 +101,7 @@ class LayerIBA(LayerAttribution):
 
     def _set_statistics(self, statistics: FeatureStatistics, attribute_to_layer_input: bool) -> None:
         if not isinstance(statistics, FeatureStatistics):
-            raise InvalidArgumentError(
+            raise InvalidTypeError(
                 f"statistics must be a FeatureStatistics, found {type(statistics).__name__}. "
                 "Use load_statistics(path) for a file."
             )
@@ -120,7 +120,7 @@ class LayerIBA(LayerAttribution):
     ) -> LayerIBA:
         r"""Estimate the mean and deviation of the layer's features, which the noise will have.
 
-        The model runs only as far as the layer (the first batch, to the end), in evaluation mode, without gradient.
+        The model runs only as far as the layer, in evaluation mode, without gradient.
         Interrupted, it keeps the statistics of what it has seen.
 
         Args:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from captum_iba import FeatureStatistics, LayerIBA
-from captum_iba.errors import StatisticsError
+from captum_iba.errors import InvalidTypeError, StatisticsError
 from tests.literal import literal_iba, normal, small_cnn
 
 
@@ -355,3 +355,21 @@ def test_autocast_reaches_the_model_and_nothing_else(calibrated):
     assert set(dtypes) == {torch.bfloat16}
     assert found.dtype == torch.float32
     assert torch.corrcoef(torch.stack([found.flatten(), wanted.flatten()]))[0, 1] > 0.98
+
+
+def test_statistics_of_another_type_are_refused(cnn):
+    """A path or a tuple is no FeatureStatistics; the message names load_statistics."""
+    with pytest.raises(InvalidTypeError, match="found str.*load_statistics"):
+        LayerIBA(cnn, cnn[2], statistics="layer.safetensors")
+
+
+def test_large_batches_run_in_parts_on_the_cpu(calibrated, cnn):
+    """By default no more than 40 rows go through the model at once on the CPU, and no part changes the bits."""
+    rows = []
+    handle = cnn[5].register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
+    x = normal(8, 3, 10, 10, seed=3)
+    found = calibrated.attribute(x, target=1, n_steps=2)
+    handle.remove()
+    assert max(rows) == 40
+    whole = calibrated.attribute(x, target=1, n_steps=2, internal_batch_size=1000)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-9)
