@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.attr import LayerIBA, resize_bits, suggest_layer
-from captum_iba.errors import CaptumIBAError, InvalidArgumentError
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MissingFileError, StatisticsError
 from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
 from captum_iba.visualization import Heatmap, plot_attributions
 
 _BATCH_SIZE = 8
 USER_ERROR, SOME_SKIPPED = 2, 1
+_STATISTICS_HINT = (
+    "--calibrate FOLDER makes the statistics of this model and layer, from about a thousand photos, and writes them to "
+    "the output folder; --statistics FILE uses them again."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = options.run(options)
     except CaptumIBAError as error:
         print(f"captum-iba: {error}", file=sys.stderr)
+        if isinstance(error, (StatisticsError, MissingFileError)):
+            print(f"captum-iba: {_STATISTICS_HINT}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
         print(f"captum-iba: {error}. Choose another --output.", file=sys.stderr)
@@ -66,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--target", metavar="CLASS", help="index or name, default: the predicted class")
     source = explain.add_mutually_exclusive_group()
     source.add_argument("--statistics", type=Path, metavar="FILE", help="feature statistics of this layer")
-    source.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos to estimate the statistics from")
+    source.add_argument("--calibrate", type=Path, metavar="FOLDER", help="about a thousand photos for them")
     explain.add_argument("--beta", type=float, default=10.0, help="weight of the information, default: 10")
-    explain.add_argument("--output", type=Path, default=Path("iba-explained"), metavar="DIR")
+    explain.add_argument(
+        "--output", type=Path, default=Path("iba-explained"), metavar="DIR", help="default: iba-explained"
+    )
     explain.set_defaults(run=_explain)
     return parser
 
@@ -94,13 +102,15 @@ def _explain(options: argparse.Namespace) -> int:
         skipped.append(path)
         print(f"captum-iba: skipped {path}: {reason}", file=sys.stderr)
 
-    writer = _Writer(options.output, classifier)
+    writer = _Writer(options.output, classifier, name)
     for files, images in read_batches(options.images, classifier.preprocess, _BATCH_SIZE, skip):
         with torch.no_grad():
             probability = classifier.model(images).softmax(dim=1)
         classes = probability.argmax(dim=1) if target is None else torch.full((len(files),), target)
-        bits = iba.attribute(images, target=classes, beta=options.beta)
-        writer.write(files, images, bits, classes, probability)
+        bits, record = iba.attribute(images, target=classes, beta=options.beta, return_diagnostics=True)
+        own = probability.gather(1, classes[:, None])[:, 0]
+        through = torch.as_tensor(record.target_probability)
+        writer.write(files, images, bits, classes, torch.stack([own, through]))
     if skipped:
         print(f"captum-iba: {len(skipped)} of {len(options.images)} images skipped", file=sys.stderr)
     return SOME_SKIPPED if skipped else 0
@@ -121,11 +131,7 @@ def _find_layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
 
 def _give_statistics(iba: LayerIBA, classifier: Classifier, options: argparse.Namespace) -> None:
     if options.statistics is None and options.calibrate is None:
-        print(
-            "captum-iba: for bits that are an upper bound, pass --calibrate FOLDER with some hundred photos once, then "
-            "--statistics FILE",
-            file=sys.stderr,
-        )
+        print(f"captum-iba: for bits that are an upper bound: {_STATISTICS_HINT}", file=sys.stderr)
     if options.statistics is not None:
         iba.load_statistics(options.statistics)
     if options.calibrate is not None:
@@ -146,12 +152,12 @@ def _give_statistics(iba: LayerIBA, classifier: Classifier, options: argparse.Na
 class _Writer:
     """Writes one picture a photo and prints one line."""
 
-    def __init__(self, folder: Path, classifier: Classifier) -> None:
-        self._folder, self._classifier = folder, classifier
+    def __init__(self, folder: Path, classifier: Classifier, layer: str) -> None:
+        self._folder, self._classifier, self._layer = folder, classifier, layer
         self._taken: set[str] = set()
 
     def write(self, files: list[Path], images: Tensor, bits: Tensor, classes: Tensor, probability: Tensor) -> None:
-        """Write and print a batch."""
+        """Write and print a batch; ``probability`` holds the model's own and the one through the bottleneck."""
         if bits.ndim != 4:
             raise InvalidArgumentError(
                 f"The layer gives attributions of shape {list(bits.shape)}, which are no map. Choose a --layer with a "
@@ -162,16 +168,17 @@ class _Writer:
         pixels = resize_bits(bits, (images.shape[2], images.shape[3]))
         for i, file in enumerate(files):
             index = int(classes[i])
-            label, p = self._classifier.categories[index], float(probability[i, index])
-            total = float(bits[i].sum())
+            label, total = self._classifier.categories[index], float(bits[i].sum())
+            own, through = probability[:, i].tolist()
             path = self._path(file)
             figure = plot_attributions(
                 self._classifier.to_display(images[i : i + 1]),
-                {"Information Bottleneck Attribution": Heatmap(pixels[i : i + 1], "bits per pixel")},
-                [f"{label}, p = {p:.2f}"],
+                {f"{total:.0f} bits at {self._layer}": Heatmap(pixels[i : i + 1], "bits per pixel")},
+                [f"{label}, p = {own:.2f}"],
             )
             figure.savefig(path, dpi=130)
-            print(f"{file}: {label} ({index}), p = {p:.3f}, {total:.0f} bits -> {path}")
+            probabilities = f"p = {own:.3f} ({through:.3f} through the bottleneck)"
+            print(f"{file}: {label} ({index}), {probabilities}, {total:.0f} bits -> {path}")
 
     def _path(self, file: Path) -> Path:
         stem, number = file.stem, 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,12 +49,19 @@ class Classifier:
         if target.isdigit() and int(target) < len(self.categories):
             return int(target)
         names = [category.lower() for category in self.categories]
-        if target.lower() in names:
-            return names.index(target.lower())
+        wanted = target.lower().replace("_", " ")
+        if wanted in names:
+            return names.index(wanted)
         raise InvalidArgumentError(
             f"target={target!r} is no class of {self.name}; wanted an index from 0 to {len(self.categories) - 1} or a "
-            f"name such as {self.categories[0]!r}."
+            f"name such as {_nearest(target, self.categories)}."
         )
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """The known words most like this one, for messages."""
+    found = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=3, cutoff=0.4)
+    return ", ".join(repr(k) for k in known if k.lower() in found) or repr(known[0])
 
 
 def load_classifier(name: str, weights: str = "DEFAULT") -> Classifier:
@@ -79,7 +87,7 @@ def load_classifier(name: str, weights: str = "DEFAULT") -> Classifier:
     except (ValueError, AttributeError):
         known = [n for n in models.list_models(module=models) if not n.startswith("quantized")]
         raise InvalidArgumentError(
-            f"model={name!r} is no image classifier of torchvision; wanted one of {', '.join(known)}."
+            f"model={name!r} is no image classifier of torchvision; wanted a name such as {_nearest(name, known)}."
         ) from None
     if weights == "DEFAULT":
         model = _download(models, name, own)
@@ -129,7 +137,7 @@ def _load_state(model: nn.Module, name: str, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
     except Exception as error:  # torch reports broken files in many ways, down to KeyError and EOFError
-        reason = str(error).strip().splitlines()[:2]
+        reason = [line[:200] for line in str(error).strip().splitlines()[:2]]
         raise InvalidArgumentError(
             f"weights={str(path)!r} cannot be loaded into {name}: {type(error).__name__} {' '.join(reason)}. "
             "Wanted a state dict of this very model."

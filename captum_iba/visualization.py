@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from captum_iba.attr.resize import resize_bits
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 # perceptually uniform, and told apart by the colour-blind and in print
 COLORMAP = "viridis"
@@ -27,7 +27,7 @@ class Heatmap:
     """One column of a figure.
 
     Attributes:
-        values (Tensor): (N, 1, H, W).
+        values (Tensor): (N, 1, H, W); several channels are summed.
         unit (str): label of the colour bar, for bits ``"bits per pixel"``.
     """
 
@@ -74,7 +74,9 @@ def plot_attributions(
         matplotlib.figure.Figure: drawn without pyplot; ``figure.savefig(path)`` writes it.
 
     Raises:
-        InvalidArgumentError: images that are not (N, 1 or 3, H, W), or maps of another size.
+        InvalidArgumentError: images that are not (N, 1 or 3, H, W) with values from 0 to 1, maps of another size, or
+            another number of titles.
+        InvalidTypeError: a map that is no Heatmap.
 
     Examples::
 
@@ -84,7 +86,10 @@ def plot_attributions(
         >>> len(figure.axes)  # two images, two maps, two colour bars
         6
     """
+    maps = {name: _one_channel(name, heatmap) for name, heatmap in maps.items()}
     _assert_images(images, maps)
+    if titles is not None and len(titles) != len(images):
+        raise InvalidArgumentError(f"titles has {len(titles)} entries for {len(images)} images; wanted as many.")
     n_rows, n_columns = len(images), 1 + len(maps)
     figure = Figure(figsize=(_CELL_INCHES * (n_columns + 0.3 * len(maps)), _CELL_INCHES * n_rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -102,9 +107,24 @@ def plot_attributions(
     return figure
 
 
+def _one_channel(name: str, heatmap: Heatmap) -> Heatmap:
+    if not isinstance(heatmap, Heatmap):
+        raise InvalidTypeError(
+            f"maps[{name!r}] is a {type(heatmap).__name__}; wrap it: Heatmap(values, 'bits per pixel')."
+        )
+    return Heatmap(
+        heatmap.values.sum(dim=1, keepdim=True) if heatmap.values.ndim == 4 else heatmap.values, heatmap.unit
+    )
+
+
 def _assert_images(images: Tensor, maps: Mapping[str, Heatmap]) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InvalidArgumentError(f"images has shape {list(images.shape)}; wanted (N, 1 or 3, H, W).")
+    if float(images.min()) < -0.01 or float(images.max()) > 1.01:
+        raise InvalidArgumentError(
+            f"images has values from {float(images.min()):.3g} to {float(images.max()):.3g}; wanted 0 to 1. Undo the "
+            "normalisation first: images * std + mean."
+        )
     for name, heatmap in maps.items():
         wanted = (images.shape[0], 1, *images.shape[2:])
         if tuple(heatmap.values.shape) != wanted:
@@ -120,7 +140,9 @@ def _draw_image(axis: Axes, image: Tensor) -> None:
 
 def _draw_map(figure: Figure, axis: Axes, heatmap: Heatmap, row: int) -> None:
     values = heatmap.values[row, 0].detach().float().cpu().numpy()
-    drawn: Any = axis.imshow(values, cmap=COLORMAP, vmin=min(0.0, float(values.min())))
+    low, high = min(0.0, float(values.min())), float(values.max())
+    # a map of zeros is drawn as nothing, not as the middle of the scale
+    drawn: Any = axis.imshow(values, cmap=COLORMAP, vmin=low, vmax=high if high > low else low + 1.0)
     bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03)
     bar.set_label(heatmap.unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)

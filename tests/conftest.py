@@ -1,6 +1,19 @@
 import torch
 from hypothesis import settings
 
+# Our own warnings are errors unless a test expects them. Named here rather than in the project's configuration, which
+# is read before coverage is measured and would import the package too early.
+FILTERS = (
+    "error::captum_iba.errors.CaptumIBAWarning",
+    "ignore:The feature statistics come from:captum_iba.errors.CaptumIBAWarning",
+)
+
+
+def pytest_configure(config):
+    for line in FILTERS:
+        config.addinivalue_line("filterwarnings", line)
+
+
 # two test processes on a machine with two cores
 torch.set_num_threads(1)
 # no timed tests: a busy machine must not fail one

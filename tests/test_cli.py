@@ -45,15 +45,17 @@ def test_photos_are_explained(photos, weights, tmp_path, capsys):
     files = [photos / "one.png", photos / "two.jpg"]
     assert explain(files, weights, tmp_path, "--calibrate", str(photos), "--target", "tench") == 0
     out = capsys.readouterr().out
-    lines = re.findall(r"(\S+): tench \(0\), p = (\d\.\d+), (\d+) bits -> (\S+)", out)
-    assert [line[0] for line in lines] == [str(file) for file in files]
-    for _, _, bits, picture in lines:
+    number = r"(\d\.\d+)"
+    line = rf"(\S+): tench \(0\), p = {number} \({number} through the bottleneck\), (\d+) bits -> (\S+)"
+    lines = re.findall(line, out)
+    assert [found[0] for found in lines] == [str(file) for file in files]
+    for _, _, _, bits, picture in lines:
         assert int(bits) > 0
         assert Image.open(picture).width > 300
     statistics = tmp_path / "out" / "statistics.safetensors"
     assert explain(files, weights, tmp_path, "--statistics", str(statistics), "--target", "0") == 0
     again = re.findall(r"(\d+) bits", capsys.readouterr().out)
-    assert again == [line[2] for line in lines]
+    assert again == [found[3] for found in lines]
 
 
 def test_unreadable_photos_are_named_and_skipped(photos, weights, tmp_path, capsys):
@@ -83,10 +85,11 @@ def test_photos_of_one_name_do_not_overwrite_each_other(photos, weights, tmp_pat
     ("extra", "words"),
     [
         (["--target", "no such class"], ["no such class", "0 to 999"]),
+        (["--target", "egyptian_catt"], ["egyptian_catt", "'Egyptian cat'"]),
         (["--target", "1000"], ["1000", "999"]),
         (["--layer", "nowhere"], ["nowhere", "features"]),
         (["--layer", "classifier"], ["classifier"]),
-        (["--statistics", "missing.safetensors"], ["missing.safetensors"]),
+        (["--statistics", "missing.safetensors"], ["missing.safetensors", "--calibrate FOLDER"]),
         (["--calibrate", "missing"], ["missing", "folder"]),
         (["--beta", "-1"], ["beta=-1"]),
         (["--model", "resnet99"], ["resnet99", "resnet50"]),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from captum.attr import visualization as viz
 
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.visualization import Heatmap, plot_attributions, to_heatmap
 
 
@@ -61,3 +61,27 @@ def test_heatmap_is_what_captum_draws():
     for method in ("heat_map", "blended_heat_map", "masked_image", "alpha_scaling"):
         figure, _ = viz.visualize_image_attr(heatmap[0], image, method, sign="positive", use_pyplot=False)
         assert figure.axes
+
+
+def test_zero_maps_are_dark():
+    """A map without bits is drawn at the bottom of the scale, not in its middle."""
+    figure = plot_attributions(torch.zeros(1, 1, 4, 4), {"m": Heatmap(torch.zeros(1, 1, 4, 4), "u")})
+    assert figure.axes[1].images[0].get_clim() == (0.0, 1.0)
+
+
+def test_channels_are_summed():
+    """Attributions of the input's shape can be drawn: a pixel's bits are the sum over its channels."""
+    values = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    figure = plot_attributions(torch.zeros(1, 3, 4, 4), {"m": Heatmap(values, "u")})
+    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), values.sum(1)[0].numpy(), rtol=1e-6)
+
+
+def test_mistakes_in_plots_are_named():
+    """Tensors without a unit, normalised photos and missing titles are refused with the way out."""
+    grey = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(InvalidTypeError, match=r"Heatmap\(values"):
+        plot_attributions(grey, {"m": grey})
+    with pytest.raises(InvalidArgumentError, match="images \\* std"):
+        plot_attributions(grey - 2, {})
+    with pytest.raises(InvalidArgumentError, match="1 entries for 2 images"):
+        plot_attributions(grey, {}, titles=["one"])

@@ -125,6 +125,6 @@ class Collector:
         if self.n_samples < 2 or self.statistics is None:
             raise StatisticsError(
                 f"estimate needs at least 2 examples, found {self.n_samples} in data. Pass an iterable of batches; "
-                "a few hundred examples are a good start, and a generator can be used only once."
+                "a thousand examples are a good start, and a generator can be used only once."
             )
         return self.statistics

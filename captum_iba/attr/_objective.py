@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_iba._captum import ExpansionTypes, TargetType, _expand_target, _select_targets
+from captum_iba._warn import Warner
 from captum_iba.errors import (
     CaptumIBAError,
     InvalidArgumentError,
@@ -43,18 +44,20 @@ class Objective:
         objective (str or Callable, optional): see :meth:`LayerIBA.attribute`.
         target: in one of Captum's forms.
         class_dim (int): axis of the classes.
+        warner (Warner): remembers the warnings given.
 
     Raises:
         InvalidArgumentError: an unknown objective.
     """
 
-    def __init__(self, objective: ObjectiveType, target: TargetType, class_dim: int) -> None:
+    def __init__(self, objective: ObjectiveType, target: TargetType, class_dim: int, warner: Warner) -> None:
         if objective not in (None, "probability", "log_probability") and not callable(objective):
             raise InvalidArgumentError(
                 f"objective={objective!r} is unknown; wanted None (logits), 'probability', 'log_probability' or a "
                 "callable (output, target) -> one loss a row."
             )
         self._objective, self._target, self._class_dim = objective, target, class_dim
+        self._warner = warner
 
     def check(self, output: Tensor, n_examples: int) -> None:
         """Try the objective on the model's own output, before any work is done.
@@ -71,6 +74,7 @@ class Objective:
             )
         if not callable(self._objective):
             self._assert_classes_exist(output)
+            self._assert_plausible(output)
         try:
             values = self(output, 1)
         except (IndexError, RuntimeError) as error:
@@ -88,6 +92,25 @@ class Objective:
                 f"The objective of target={self._target!r} is NaN or infinite for the undisturbed input. Look at the "
                 "model's output, and at whether objective fits it (logits by default)."
             )
+
+    def _assert_plausible(self, output: Tensor) -> None:
+        """Probabilities lie between 0 and 1, log-probabilities below 0, and logits do not sum to one."""
+        low, high = float(output.min()), float(output.max())
+        wrong = {"probability": low < -1e-4 or high > 1 + 1e-3, "log_probability": high > 1e-3}
+        if isinstance(self._objective, str) and wrong[self._objective]:
+            wanted = "values from 0 to 1" if self._objective == "probability" else "values of at most 0"
+            raise InvalidArgumentError(
+                f"objective={self._objective!r}, but the model's output has values from {low:.3g} to {high:.3g}; "
+                f"wanted {wanted}. Leave objective out for logits."
+            )
+        if self._takes_softmax(output) and output.shape[self._class_dim] > 1 and low >= 0:
+            sums = output.float().sum(dim=self._class_dim)
+            if bool(((sums - 1).abs() < 1e-3).all()):
+                self._warner.once(
+                    "softmax",
+                    "The model's outputs lie between 0 and 1 and sum to 1 over the classes. It seems to end in "
+                    "softmax; log-softmax is applied to that. Pass objective='probability' to take them as they are.",
+                )
 
     def _assert_classes_exist(self, output: Tensor) -> None:
         """Compare indices with sizes: on CUDA an index out of range would end the process's use of the device."""

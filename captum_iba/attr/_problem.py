@@ -123,7 +123,7 @@ class Problem:
     ) -> None:
         self._arguments, self._forward, self._site, self._modules = arguments, forward, site, modules
         self._statistics, self._warner = statistics, warner
-        self._objective = Objective(arguments.objective, target, arguments.class_dim)
+        self._objective = Objective(arguments.objective, target, arguments.class_dim, warner)
         self._settings = arguments.settings(forward.n_examples, forward.device_type, warner)
 
     @property
@@ -207,7 +207,7 @@ class Problem:
                 ("far", self._site.layer, self._site.at_input),
                 f"{100 * share:.0f} % of the features of {self._site.name} lie more than {_FAR:.0f} standard "
                 "deviations from the statistics' mean, so the bits will be very high. Check that data and input "
-                "scaling are those of estimate.",
+                "scaling are those of estimate, and that they are of this layer and model.",
             )
 
     @property

@@ -117,8 +117,8 @@ class IBA(Attribution):
         chosen = sorted(fixed.keys() & kwargs.keys())
         if chosen:
             raise InvalidArgumentError(
-                f"{chosen} cannot be chosen: IBA returns bits of the input's shape alone. Use LayerIBA, and "
-                "resize_bits for its map."
+                f"{chosen} cannot be chosen: IBA returns bits of the input's shape alone. Use LayerIBA(...).attribute, "
+                "and resize_bits for its map."
             )
         kwargs |= fixed
         bits, record = self.layer_iba.attribute(

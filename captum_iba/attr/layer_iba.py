@@ -82,6 +82,8 @@ class LayerIBA(LayerAttribution):
         device_ids: Sequence[int] | None = None,
         statistics: FeatureStatistics | None = None,
     ) -> None:
+        if isinstance(device_ids, FeatureStatistics):
+            raise InvalidTypeError("device_ids is a FeatureStatistics; pass it by name: statistics=...")
         LayerAttribution.__init__(self, forward_func, layer, list(device_ids) if device_ids is not None else None)
         self._state = _State()
         if statistics is not None:

@@ -28,7 +28,7 @@ def resize_bits(bits: Tensor, size: tuple[int, ...]) -> Tensor:
         Tensor: (N, 1, H, W).
 
     Raises:
-        InvalidArgumentError: the number of axes does not fit.
+        InvalidArgumentError: the number of axes does not fit, or a value is negative.
 
     Examples::
 
@@ -37,6 +37,13 @@ def resize_bits(bits: Tensor, size: tuple[int, ...]) -> Tensor:
         >>> pixels.shape
         torch.Size([2, 1, 30, 33])
     """
+    if not isinstance(size, (tuple, list)):
+        raise InvalidArgumentError(f"size={size!r}; wanted a tuple, such as (224, 224).")
+    if bool((bits < 0).any()):
+        raise InvalidArgumentError(
+            f"bits has values down to {float(bits.min()):.3g}; wanted none below 0, so that the total can be kept. "
+            "For attributions of either sign use captum.attr.LayerAttribution.interpolate."
+        )
     n_axes = bits.ndim - 2
     if n_axes not in _MODES or len(size) != n_axes:
         raise InvalidArgumentError(

@@ -29,7 +29,8 @@ def suggest_layer(model: nn.Module, inputs: Tensor | None = None) -> nn.Module:
         torch.nn.Module: a module of the model.
 
     Raises:
-        InvalidArgumentError: the model has no spatial feature map that fine, as vision transformers do not.
+        InvalidArgumentError: the model does not run on the inputs, or has no spatial feature map that fine, as vision
+            transformers do not.
 
     Examples::
 
@@ -64,6 +65,11 @@ def _output_sides(model: nn.Module, inputs: Tensor) -> dict[nn.Module, int]:
     try:
         with torch.no_grad(), evaluation_mode([model], _silent()):
             model(inputs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InvalidArgumentError(
+            f"The model does not run on inputs of shape {list(inputs.shape)}: {error}. Pass a batch that it takes: "
+            "suggest_layer(model, inputs)."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

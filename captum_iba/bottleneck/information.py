@@ -195,7 +195,7 @@ def example_reference(features: Tensor, channel_dim: int) -> Reference:
     if not active.flatten(1).any(dim=1).all():
         raise StatisticsError(
             "All features of an example are constant over its positions, so its own statistics cannot stand in. "
-            "Call estimate(data) with a few hundred examples of the model's data first."
+            "Call estimate(data) with about a thousand examples of the model's data first."
         )
     return Reference(mean, scale, active)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -48,8 +48,8 @@ class FeatureStatistics:
         True
     """
 
-    mean: Tensor
-    m2: Tensor
+    mean: Tensor = field(repr=False)
+    m2: Tensor = field(repr=False)
     count: int
     n_samples: int
     shape: tuple[int | None, ...]
@@ -94,7 +94,7 @@ class FeatureStatistics:
         if self.n_samples < 2:
             raise StatisticsError(
                 f"Feature statistics need at least 2 examples, found n_samples={self.n_samples}. "
-                "Call estimate(data) with more data; a few hundred examples are a good start."
+                "Call estimate(data) with more data; a thousand examples are a good start."
             )
         return (self.m2 / (self.count - 1)).sqrt()
 
@@ -159,8 +159,8 @@ class FeatureStatistics:
         if not self._fits(features.shape[1:]):
             raise StatisticsError(
                 f"The statistics are for features of shape {_show(self.shape)} ({self.kind} statistics), but "
-                f"{layer_name} gives {_show(features.shape[1:])}. Call estimate on data of this input size, or "
-                "estimate(data, per='channel') for inputs of varying size."
+                f"{layer_name} gives {_show(features.shape[1:])}. They are of another layer, model or input size: call "
+                "estimate on this one, with per='channel' for inputs of varying size."
             )
         scale, active = floor_scale(self.mean, self.std)
         if not active.any():

@@ -55,6 +55,7 @@ def run_demo(output: Path, show_progress: bool = True) -> DemoResult:
         MissingDependencyError: scikit-learn, which bundles the digits, is not installed.
     """
     start = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
     model, canvases = load_model(), load_canvases("test", N_EXPLAINED)
     probability, predicted = model(canvases.images).softmax(dim=1).detach().max(dim=1)
     iba = LayerIBA(model, model.get_submodule(LAYER))
@@ -66,7 +67,6 @@ def run_demo(output: Path, show_progress: bool = True) -> DemoResult:
     for name in _GRADCAM_LAYERS:
         maps[f"LayerGradCam {name}"] = _gradcam(model, name, canvases.images, predicted)
     inside = {name: share_inside(values, canvases.boxes) for name, values in maps.items()}
-    output.mkdir(parents=True, exist_ok=True)
     picture = output / "digits.png"
     _draw(canvases, maps, predicted, record, picture)
     seconds = time.perf_counter() - start
@@ -94,7 +94,9 @@ def _draw(canvases: Canvases, maps: dict[str, Tensor], predicted: Tensor, record
         "LayerIBA": Heatmap(maps["LayerIBA"][:N_DRAWN], "bits per pixel"),
         **{n: Heatmap(m[:N_DRAWN], "relevance, no unit") for n, m in maps.items() if n != "LayerIBA"},
     }
-    titles = [f"digit {int(c)}, {float(b):.0f} bits" for c, b in zip(predicted, record.total_bits, strict=True)]
+    titles = [
+        f"digit {int(c)}, {float(b):.0f} bits" for c, b in zip(predicted[:N_DRAWN], record.total_bits, strict=False)
+    ]
     figure = plot_attributions(to_display(canvases.images[:N_DRAWN]), columns, titles, canvases.boxes[:N_DRAWN])
     figure.savefig(path, dpi=110)
 

@@ -284,7 +284,7 @@ TABLE = {
     ),
     "statistics of another type": Bad(
         lambda model, _f: LayerIBA(model, model.conv, statistics="conv.safetensors"),
-        E.InvalidArgumentError,
+        E.InvalidTypeError,
         ("statistics", "str", "load_statistics"),
     ),
     "one example to estimate": Bad(estimate(images(1)), E.StatisticsError, ("2 examples", "found 1", "Pass")),

@@ -39,7 +39,7 @@ def test_one_and_three_axes(shape):
 
 def test_same_size_is_untouched():
     """Nothing is interpolated where nothing has to be."""
-    bits = normal(1, 1, 4, 4)
+    bits = normal(1, 1, 4, 4).abs()
     assert resize_bits(bits, (4, 4)) is bits
 
 
@@ -123,3 +123,11 @@ def test_tokens_are_not_spread_over_colours():
     """Three tokens have no relation to an image of three channels."""
     with pytest.raises(InvalidArgumentError, match="no spatial relation"):
         bits_to_input(torch.ones(2, 3, 1), torch.ones(2, 3, 8, 8), 2)
+
+
+def test_negative_values_and_plain_sizes_are_refused():
+    """A total can be kept only of values that are not negative; a size is a tuple."""
+    with pytest.raises(InvalidArgumentError, match=r"down to -1.*interpolate"):
+        resize_bits(torch.tensor([[[[1.0, -1.0]]]]), (4, 4))
+    with pytest.raises(InvalidArgumentError, match="size=32"):
+        resize_bits(torch.ones(1, 1, 4, 4), 32)

@@ -122,3 +122,11 @@ def test_the_suggestion_can_be_explained() -> None:
     model, inputs = OwnNet().eval(), torch.randn(2, 3, 64, 64)
     bits = LayerIBA(model, suggest_layer(model, inputs)).attribute(inputs, 1, n_steps=2, n_samples=1)
     assert bits.shape == (2, 1, 8, 8) and bool((bits.sum(dim=(1, 2, 3)) > 0).all())
+
+
+def test_a_model_of_another_input_is_asked_for_a_batch() -> None:
+    """A grey model does not run on the probe; the message says how to pass one that fits."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 256, 2))
+    with pytest.raises(InvalidArgumentError, match=r"suggest_layer\(model, inputs\)"):
+        suggest_layer(model)
+    assert suggest_layer(model, torch.zeros(1, 1, 16, 16)) is model[0]

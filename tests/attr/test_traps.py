@@ -325,3 +325,28 @@ def test_warnings_point_at_the_users_line():
         with pytest.warns(CaptumIBAWarning, match="no feature statistics") as caught:
             method.attribute(normal(1, 3, 6, 6), target=0, **SHORT)
         assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_objective_must_fit_the_output():
+    """Logits are no probabilities, probabilities are no logits: the first is refused, the second said once."""
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 4)))
+    x = normal(2, 3, 6, 6)
+    for objective in ("probability", "log_probability"):
+        with pytest.raises(InvalidArgumentError, match=f"objective='{objective}'.*values from"):
+            calibrated(model, model[0]).attribute(x, target=1, objective=objective)
+    ending = nn.Sequential(*model, nn.Softmax(dim=1)).eval()
+    iba = calibrated(ending, ending[0])
+    with pytest.warns(CaptumIBAWarning, match="It seems to end in softmax") as caught:
+        for _ in range(2):
+            iba.attribute(x, target=1, **SHORT)
+    assert len(caught) == 1
+    assert iba.attribute(x, target=1, objective="probability", **SHORT).std() > 0
+
+
+def test_statistics_passed_in_the_place_of_device_ids():
+    """The third positional argument is Captum's device_ids; statistics there are recognised."""
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 4)))
+    statistics = calibrated(model, model[0]).statistics
+    assert repr(statistics).startswith("FeatureStatistics(count=1000, n_samples=1000, shape=(4, 4, 4), kind='feature'")
+    with pytest.raises(InvalidTypeError, match="statistics="):
+        LayerIBA(model, model[0], statistics)

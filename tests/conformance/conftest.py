@@ -14,6 +14,7 @@ EXPECTED_WARNINGS = (
     "ignore:The feature statistics come from",
     "ignore:.*modules are in training mode",
     "ignore:.*the window is shortened",
+    "ignore:.*It seems to end in softmax",
 )
 
 
