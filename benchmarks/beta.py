@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,14 +39,18 @@ def explain(iba: LayerIBA, x: Tensor, y: Tensor, beta: float) -> tuple[Tensor, T
     settings = Settings(beta=beta)
     noise = Noise(tuple(features.shape[1:]), features, settings.seed)
 
-    def loss(z: Tensor, copies: int) -> Tensor:
-        return nn.functional.cross_entropy(tail(z, copies), y.repeat(copies), reduction="none")
+    @contextmanager
+    def loss(z: Tensor, copies: int) -> Iterator[Tensor]:
+        with tail.run(z, copies) as output:
+            yield nn.functional.cross_entropy(output, y.repeat(copies), reduction="none")
 
     solved = optimize(features, reference, loss, settings, noise, GaussianBlur(1.0, tuple(features.shape[2:])))
     mean, deviation = signal_and_noise_scale(solved.mask, features, reference)
-    with torch.no_grad():
-        copies = [tail(mean + deviation * eps, 1).softmax(dim=1) for eps in noise.draw(COPIES)]
-    return solved.bits, torch.stack(copies).mean(dim=0)
+    total = torch.zeros(())
+    for eps in noise.draw(COPIES):
+        with torch.no_grad(), tail.run(mean + deviation * eps, 1) as output:
+            total = total + output.softmax(dim=1) / COPIES
+    return solved.bits, total
 
 
 def hits(prediction: Tensor, y: Tensor, k: int) -> float:
