@@ -7,8 +7,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.filterwarnings("ignore:The feature statistics come from")
-def test_python_blocks_run_in_order():
+def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     """Every Python block of the README runs, one after the other, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)  # where pictures go
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     namespace = {}
     for block in blocks:
