@@ -64,6 +64,12 @@ def find_modules(forward_func: Callable[..., Any]) -> list[nn.Module]:
     return [module for module in found if module not in inner]
 
 
+def reachable(modules: Sequence[nn.Module], layer: nn.Module) -> list[nn.Module]:
+    """The modules found, and the layer where it is in none of them: all whose mode can be switched."""
+    is_inside = any(inner is layer for module in modules for inner in module.modules())
+    return [*modules] if is_inside else [*modules, layer]
+
+
 def _values_of(function: Any) -> list[Any]:
     """Objects within reach of a callable that is no module."""
     values: list[Any] = []

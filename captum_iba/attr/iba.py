@@ -68,9 +68,9 @@ class IBA(Attribution):
         """See :attr:`LayerIBA.statistics`."""
         return self.layer_iba.statistics
 
-    def estimate(self, data: Iterable[Any], **kwargs: Any) -> IBA:
+    def estimate(self, data: Iterable[Any], *args: Any, **kwargs: Any) -> IBA:
         """Estimate the feature statistics; arguments are those of :meth:`LayerIBA.estimate`."""
-        self.layer_iba.estimate(data, **kwargs)
+        self.layer_iba.estimate(data, *args, **kwargs)
         return self
 
     def save_statistics(self, path: str | os.PathLike[str]) -> None:

@@ -15,7 +15,7 @@ from captum_iba._captum import LayerAttribution, TargetType, log_usage
 from captum_iba._warn import Warner
 from captum_iba.attr._calibration import Collector, InputFn, Per, forward_calls
 from captum_iba.attr._forward import Forward
-from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, unwrap_parallel
+from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments, Problem
 from captum_iba.attr.diagnostics import IBADiagnostics
@@ -158,7 +158,7 @@ class LayerIBA(LayerAttribution):
         _assert_calibration_arguments(max_examples, per)
         forward_func = unwrap_parallel(self.forward_func, self.device_ids)
         site, modules = locate(forward_func, self.layer, attribute_to_layer_input)
-        to_switch = modules or [site.layer]  # of a function that hides its modules, only the layer can be reached
+        to_switch = reachable(modules, site.layer)
         collector = Collector(site, per, channel_dim, max_examples, modules)
         total = _length(data)
         bar = tqdm(total=total, desc=f"{self.get_name()} statistics", disable=not show_progress)
@@ -315,9 +315,10 @@ class LayerIBA(LayerAttribution):
             target=target,
             warner=self._state.warner,
         )
+        to_switch = reachable(modules, site.layer)
         with (
-            exclusive(modules or [site.layer]),
-            evaluation_mode(modules or [site.layer], self._state.warner),
+            exclusive(to_switch),
+            evaluation_mode(to_switch, self._state.warner),
             torch.autocast(forward.device_type, enabled=False),
             tqdm(total=n_steps, desc=f"{self.get_name()} attribution", disable=not show_progress) as bar,
         ):

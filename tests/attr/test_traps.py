@@ -350,3 +350,18 @@ def test_statistics_passed_in_the_place_of_device_ids():
     assert repr(statistics).startswith("FeatureStatistics(count=1000, n_samples=1000, shape=(4, 4, 4), kind='feature'")
     with pytest.raises(InvalidTypeError, match="statistics="):
         LayerIBA(model, model[0], statistics)
+
+
+def test_a_hidden_layer_is_switched_beside_the_modules_in_sight():
+    """Where a function shows its head but hides the network of the layer, the layer runs in evaluation mode too."""
+    hidden = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double()
+    head = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
+    out_of_sight = {"net": hidden}
+    before = copy.deepcopy(hidden[1].state_dict())
+    iba = LayerIBA(lambda x: head(out_of_sight["net"](x)), hidden[1])
+    with pytest.warns(CaptumIBAWarning, match="in training mode"):
+        iba.estimate(normal(1000, 3, 6, 6))
+    iba.attribute(normal(2, 3, 6, 6), target=1, **SHORT)
+    assert all(torch.equal(before[name], value) for name, value in hidden[1].state_dict().items())
+    assert hidden[1].training
+    assert head.training
