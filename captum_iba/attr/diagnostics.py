@@ -17,6 +17,7 @@ class IBADiagnostics:
         target_probability (Tensor or None): (N,), mean probability of the target over ``n_samples`` fresh noisy copies
             through the final bottleneck; None where the loss is not that of a probability: an objective of the user's
             own, or an output taken as log-likelihood that is above 0.
+        mask (Tensor): lambda, the share of signal that passes each element of the layer's features, of their shape.
         total_bits (Tensor): (N,), total information through the final bottleneck.
         channel_dim (int): axis of the layer's features that was summed over.
         inactive_share (float): share of features that never vary and therefore carry no information.
@@ -26,6 +27,7 @@ class IBADiagnostics:
     objective: Tensor
     information: Tensor
     target_probability: Tensor | None
+    mask: Tensor
     total_bits: Tensor
     channel_dim: int
     inactive_share: float

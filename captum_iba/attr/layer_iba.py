@@ -335,6 +335,7 @@ class LayerIBA(LayerAttribution):
             objective=solved.objective,
             information=solved.information,
             target_probability=probability,
+            mask=solved.mask.lam,
             total_bits=bits.flatten(1).sum(dim=1),
             channel_dim=problem.channel_dim,
             inactive_share=problem.inactive_share,

@@ -2,5 +2,28 @@
 
 from captum_iba.metrics._result import MetricResult
 from captum_iba.metrics.bounding_box import BoundingBox, BoundingBoxResult, bounding_box_ratio, boxes_to_mask
+from captum_iba.metrics.degradation import Degradation, DegradationResult, degradation
+from captum_iba.metrics.insertion_deletion import AreaResult, deletion, insertion
+from captum_iba.metrics.sensitivity_n import SensitivityN, SensitivityNResult, log_spaced, sensitivity_n
+from captum_iba.metrics.sufficiency import Sufficiency, SufficiencyResult, sufficiency
 
-__all__ = ["BoundingBox", "BoundingBoxResult", "MetricResult", "bounding_box_ratio", "boxes_to_mask"]
+__all__ = [
+    "AreaResult",
+    "BoundingBox",
+    "BoundingBoxResult",
+    "Degradation",
+    "DegradationResult",
+    "MetricResult",
+    "SensitivityN",
+    "SensitivityNResult",
+    "Sufficiency",
+    "SufficiencyResult",
+    "bounding_box_ratio",
+    "boxes_to_mask",
+    "degradation",
+    "deletion",
+    "insertion",
+    "log_spaced",
+    "sensitivity_n",
+    "sufficiency",
+]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_iba.errors import InvalidArgumentError
+from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._result import MetricResult, assert_defined, assert_finite_maps
 
 _EMPTY = "the mask is empty"
@@ -154,7 +155,7 @@ def _effective_heat(heat: Tensor, inside: Tensor) -> Tensor:
     return torch.trapezoid(ratios, quantiles)
 
 
-class BoundingBox:
+class BoundingBox(Accumulator[BoundingBoxResult]):
     """Bounding-box ratio over batches, like Captum's ``AttackComparator``: evaluate, summary, reset.
 
     Examples::
@@ -170,23 +171,9 @@ class BoundingBox:
     name = "bounding box"
     higher_is_better = True
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was evaluated."""
-        self._results: list[BoundingBoxResult] = []
-
     def evaluate(self, attributions: Tensor, masks: Tensor) -> BoundingBoxResult:
         """:func:`bounding_box_ratio` of a batch, which :meth:`summary` will include."""
-        result = bounding_box_ratio(attributions, masks)
-        self._results.append(result)
-        return result
-
-    def merge(self, other: BoundingBox) -> BoundingBox:
-        """Add what another object evaluated, on another process for instance; returns self."""
-        self._results += other._results
-        return self
+        return self._add(bounding_box_ratio(attributions, masks))
 
     def summary(self) -> BoundingBoxResult:
         """All examples since the start or the last :meth:`reset`, in order.
@@ -194,7 +181,6 @@ class BoundingBox:
         Raises:
             InvalidArgumentError: nothing was evaluated.
         """
-        if not self._results:
-            raise InvalidArgumentError("There is nothing to summarise; call evaluate(attributions, masks) first.")
+        results = self._all()
         fields = ("per_sample", "mass_ratio", "pointing_game", "effective_heat_ratio", "coverage")
-        return BoundingBoxResult(*(torch.cat([getattr(result, field) for result in self._results]) for field in fields))
+        return BoundingBoxResult(*(torch.cat([getattr(result, field) for result in results]) for field in fields))

@@ -1,0 +1,201 @@
+"""Units of removal: the tiles, tokens or groups that a metric removes from the inputs, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_iba._captum import _format_tensor_into_tuples
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
+
+Tensors: TypeAlias = Tensor | tuple[Tensor, ...]
+
+IMAGE_TILE = 14
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@dataclass(frozen=True)
+class Units:
+    """Which unit each position belongs to, and what an attribution gives each unit.
+
+    Attributes:
+        index (tuple[Tensor, ...]): for each input int64, broadcastable to it, first axis 1 or N: a unit's number, -1
+            where nothing is ever removed.
+        scores (Tensor): (N, K), float64, attribution of each unit.
+        removable (Tensor): bool, (N, K): the unit occurs in the example.
+    """
+
+    index: tuple[Tensor, ...]
+    scores: Tensor
+    removable: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """Number of removable units of each example, (N,)."""
+        return self.removable.sum(dim=1)
+
+
+def make_units(
+    inputs: tuple[Tensor, ...],
+    attributions: Tensors,
+    feature_mask: Tensors | None,
+    tile_size: int | None,
+) -> Units:
+    """Divide the inputs into units and score them.
+
+    Args:
+        inputs (tuple[Tensor, ...]): each (N, ...).
+        attributions (Tensor or tuple[Tensor, ...]): one for each input, see :func:`degradation`.
+        feature_mask (Tensor or tuple[Tensor, ...], optional): numbers of units, as in Captum; negative where nothing
+            is ever removed. Scores are then means over a unit's elements, as units may differ in size.
+        tile_size (int, optional): side of the square tiles of maps; with None 14 on maps and 1 elsewhere.
+
+    Returns:
+        Units: numbers and scores.
+
+    Raises:
+        InvalidArgumentError: shapes that do not fit, or tiles larger than the input.
+        NonFiniteError: NaN or infinity in the attributions.
+    """
+    maps = _as_tuple(attributions, "attributions")
+    if len(maps) != len(inputs):
+        raise InvalidArgumentError(f"attributions holds {len(maps)} tensors for {len(inputs)} inputs; wanted as many.")
+    maps = tuple(_fitted(m.detach(), x, i) for i, (m, x) in enumerate(zip(maps, inputs, strict=True)))
+    if feature_mask is None:
+        numbers = _tiles(inputs, maps, tile_size)
+    else:
+        numbers = _given(inputs, _as_tuple(feature_mask, "feature_mask"))
+    scores, sizes = _sums(maps, numbers)
+    if feature_mask is not None:
+        scores = scores / sizes.clamp_min(1)
+    return Units(numbers, scores, sizes > 0)
+
+
+def _as_tuple(value: Tensors, name: str) -> tuple[Tensor, ...]:
+    tensors: tuple[Tensor, ...] = _format_tensor_into_tuples(value)
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise InvalidTypeError(f"{name}[{index}] is a {type(tensor).__name__}; wanted a tensor.")
+    return tensors
+
+
+def _fitted(attribution: Tensor, inputs: Tensor, number: int) -> Tensor:
+    """An attribution with as many axes as its input, resized to it; channels may be one or all."""
+    if not torch.isfinite(attribution).all():
+        rows = (~torch.isfinite(attribution)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"attributions contain NaN or infinity for examples {rows[:10]}. Look at the method that made them."
+        )
+    values = attribution.to(inputs.device).double()
+    if inputs.ndim >= 4 and values.ndim == inputs.ndim - 1 and values.shape[0] == inputs.shape[0]:
+        values = values.unsqueeze(1)  # a map without axis for the channels
+    if inputs.ndim == 3 and values.ndim == 2:
+        values = values.unsqueeze(2)  # one value a token
+    if inputs.ndim == 2 and values.ndim == 3 and values.shape[2] == 1:
+        values = values.squeeze(2)  # LayerIBA's bits of tokens
+    if values.ndim != inputs.ndim or values.shape[0] != inputs.shape[0]:
+        raise _misfit(attribution, inputs, number)
+    if inputs.ndim >= 4 and values.shape[2:] != inputs.shape[2:]:
+        values = F.interpolate(values, tuple(inputs.shape[2:]), mode=_mode(inputs), align_corners=False)
+    if any(have not in (1, want) for have, want in zip(values.shape[1:], inputs.shape[1:], strict=True)):
+        raise _misfit(attribution, inputs, number)
+    return values
+
+
+def _mode(inputs: Tensor) -> str:
+    if inputs.ndim - 2 not in _MODES:
+        raise InvalidArgumentError(f"inputs of shape {list(inputs.shape)} have more than three spatial axes.")
+    return _MODES[inputs.ndim - 2]
+
+
+def _misfit(attribution: Tensor, inputs: Tensor, number: int) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"attributions[{number}] of shape {list(attribution.shape)} do not fit inputs of shape {list(inputs.shape)}; "
+        "wanted one map an example: (N, 1, h, w), (N, C, h, w) or (N, h, w) for images (N, C, H, W), (N, T) for tokens."
+    )
+
+
+def _tiles(inputs: tuple[Tensor, ...], maps: tuple[Tensor, ...], tile_size: int | None) -> tuple[Tensor, ...]:
+    if tile_size is not None and (isinstance(tile_size, bool) or not isinstance(tile_size, int) or tile_size < 1):
+        raise InvalidArgumentError(f"tile_size={tile_size!r}; wanted an integer of at least 1, or None.")
+    numbers, first = [], 0
+    for x, attribution in zip(inputs, maps, strict=True):
+        axes = _unit_axes(x, attribution)
+        index = torch.zeros([1] * x.ndim, dtype=torch.long, device=x.device)
+        for axis in axes:
+            size = x.shape[axis]
+            side = tile_size or (IMAGE_TILE if x.ndim >= 4 else 1)
+            n_tiles = size // side
+            if n_tiles == 0:
+                raise InvalidArgumentError(
+                    f"tile_size={side} is larger than the input, {list(x.shape)}; pass a smaller one."
+                )
+            along = (torch.arange(size, device=x.device) // side).clamp_max(n_tiles - 1)
+            index = index * n_tiles + along.view([-1 if a == axis else 1 for a in range(x.ndim)])
+        numbers.append(index + first)
+        first += int(index.max()) + 1
+    return tuple(numbers)
+
+
+def _unit_axes(inputs: Tensor, attribution: Tensor) -> tuple[int, ...]:
+    """All axes behind the channels on maps, the one behind the batch on tokens and vectors."""
+    if inputs.ndim == 3 and attribution.shape[2] > 1:
+        if attribution.shape[1] > 1 or inputs.shape[1] == 1:
+            raise InvalidArgumentError(
+                f"attributions of shape {list(attribution.shape)} for inputs of shape {list(inputs.shape)} leave open "
+                "which axis holds the positions. Sum over the channels: (N, T, 1) for tokens, (N, 1, L) for signals; "
+                "or pass feature_mask."
+            )
+        return (2,)
+    return tuple(range(2, inputs.ndim)) if inputs.ndim >= 4 else (1,)
+
+
+def _given(inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Numbers of a user's feature_mask, made consecutive over all inputs."""
+    if len(masks) != len(inputs):
+        raise InvalidArgumentError(f"feature_mask holds {len(masks)} tensors for {len(inputs)} inputs; wanted as many.")
+    for mask, x in zip(masks, inputs, strict=True):
+        if mask.is_floating_point() or mask.dtype == torch.bool or mask.ndim != x.ndim or not _broadcasts(mask, x):
+            raise InvalidArgumentError(
+                f"feature_mask of shape {list(mask.shape)} and type {mask.dtype} does not fit inputs of shape "
+                f"{list(x.shape)}; wanted integers with as many axes, each of the input's size or 1."
+            )
+    present = torch.cat([mask.flatten().cpu() for mask in masks]).tolist()
+    known = torch.tensor(sorted({number for number in present if number >= 0}))
+    if len(known) == 0:
+        raise InvalidArgumentError("feature_mask has no number of 0 or more, so there is nothing to remove.")
+    return tuple(
+        torch.where(mask < 0, -1, torch.searchsorted(known.to(mask), mask.contiguous())).to(x.device)
+        for mask, x in zip(masks, inputs, strict=True)
+    )
+
+
+def _broadcasts(mask: Tensor, inputs: Tensor) -> bool:
+    return all(have in (1, want) for have, want in zip(mask.shape, inputs.shape, strict=True))
+
+
+def _sums(maps: tuple[Tensor, ...], numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum of the attribution over each unit, and the number of elements it was summed over."""
+    n_units = max(int(index.max()) for index in numbers) + 1
+    # unit -1 gets a column of its own, which is dropped
+    sums = torch.zeros(maps[0].shape[0], n_units + 1, dtype=torch.float64, device=maps[0].device)
+    sizes = torch.zeros_like(sums)
+    for values, index in zip(maps, numbers, strict=True):
+        for axis in range(1, values.ndim):  # an axis that units do not divide is summed, as channels are
+            if index.shape[axis] == 1 and values.shape[axis] > 1:
+                values = values.sum(dim=axis, keepdim=True)
+        shape = [max(a, b) for a, b in zip(values.shape, index.shape, strict=True)]
+        if shape[1:] != list(values.shape[1:]):
+            raise InvalidArgumentError(
+                f"feature_mask divides an axis that the attributions of shape {list(values.shape)} have summed up; "
+                "pass attributions of the input's full shape."
+            )
+        flat = (index + 1).expand(shape).flatten(1)
+        sums.scatter_add_(1, flat, values.expand(shape).flatten(1))
+        sizes.scatter_add_(1, flat, torch.ones_like(flat, dtype=sizes.dtype))
+    return sums[:, 1:], sizes[:, 1:]
