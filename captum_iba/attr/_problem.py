@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,7 +18,7 @@ from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
 from captum_iba.bottleneck.information import Reference, assert_finite_features, example_reference, normalize
-from captum_iba.bottleneck.optimization import Noise, Optimized, Settings, optimize, sample_loss, work_dtype
+from captum_iba.bottleneck.optimization import BlockNoise, Noise, Optimized, Settings, optimize, sample_loss, work_dtype
 from captum_iba.bottleneck.replay import Site
 from captum_iba.bottleneck.smoothing import GaussianBlur
 from captum_iba.bottleneck.statistics import FeatureStatistics
@@ -51,7 +51,7 @@ class Arguments:
     internal_batch_size: int | None
     objective: ObjectiveType
     class_dim: int
-    seed: int
+    seed: int | Sequence[int]
 
     def __post_init__(self) -> None:
         _assert_number(
@@ -65,10 +65,17 @@ class Arguments:
             value = getattr(self, name)
             if (name != "internal_batch_size" or value is not None) and not _is_integer(value, least=1):
                 raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least 1.")
-        if not _is_integer(self.seed, least=0) or self.seed >= 2**63:
-            raise InvalidArgumentError(f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1.")
+        if not self.seeds or not all(_is_integer(seed, least=0) and seed < 2**63 for seed in self.seeds):
+            raise InvalidArgumentError(
+                f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1, or a sequence of such."
+            )
         if not isinstance(self.class_dim, Integral) or isinstance(self.class_dim, bool) or self.class_dim == 0:
             raise InvalidArgumentError(f"class_dim={self.class_dim!r}; wanted an axis of the output, not the batch's.")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, one for each of equal blocks of the batch."""
+        return tuple(self.seed) if isinstance(self.seed, Sequence) else (self.seed,)
 
     def settings(self, n_examples: int, device_type: str, warner: Warner) -> Settings:
         """The optimisation's parameters for a batch of this size."""
@@ -90,7 +97,6 @@ class Arguments:
             n_samples=int(self.n_samples),
             learning_rate=float(self.learning_rate),
             initial_alpha=float(self.initial_alpha),
-            seed=int(self.seed),
             copies_per_run=copies,
         )
 
@@ -149,6 +155,11 @@ class Problem:
             self._forward.explain(error)
             raise
         self._features, n_examples = self._tail.features, self._forward.n_examples
+        if n_examples % len(self._arguments.seeds):
+            raise InvalidArgumentError(
+                f"seed holds {len(self._arguments.seeds)} seeds for {n_examples} examples; each seed is for one of as "
+                "many equal blocks of the batch."
+            )
         if self._features.shape[0] != n_examples:
             raise MismatchedArgumentsError(
                 f"{self._site.name} gives features of shape {list(self._features.shape)} for {n_examples} examples; "
@@ -170,7 +181,9 @@ class Problem:
     def solve(self, after_step: Callable[[], object]) -> Optimized:
         """Optimise the mask."""
         wide = torch.empty(0, dtype=work_dtype(self._features), device=self._features.device)
-        self._noise = Noise(tuple(self._features.shape[1:]), wide, self._settings.seed, self._is_token_layer)
+        shape, seeds = tuple(self._features.shape[1:]), self._arguments.seeds
+        noises = [Noise(shape, wide, int(seed), self._is_token_layer) for seed in seeds]
+        self._noise = noises[0] if len(seeds) == 1 else BlockNoise(noises, self._forward.n_examples // len(seeds))
         return optimize(
             self._features, self._reference, self._loss, self._settings, self._noise, self._blur(), after_step
         )

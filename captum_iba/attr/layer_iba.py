@@ -228,7 +228,7 @@ class LayerIBA(LayerAttribution):
         attr_dim_summation: bool = True,
         internal_batch_size: int | None = None,
         objective: ObjectiveType = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         return_diagnostics: bool = False,
         show_progress: bool = False,
         class_dim: int = 1,
@@ -260,7 +260,9 @@ class LayerIBA(LayerAttribution):
             objective (str or Callable, optional): what the output is. None: logits, with log-softmax over
                 ``class_dim`` and the target's cross-entropy; ``"probability"`` or ``"log_probability"``: the model ends
                 in softmax or log-softmax; a callable ``(output, target) -> loss`` with one value a row. Default: None.
-            seed (int, optional): of the noise, which comes from a generator of its own. Default: 0.
+            seed (int or Sequence[int], optional): of the noise, which comes from a generator of its own. With k seeds
+                the batch consists of k equal blocks, each with its own noise (see
+                :func:`captum_iba.metrics.seed_uncertainty`). Default: 0.
             return_diagnostics (bool, optional): return ``(bits, IBADiagnostics)``. Default: False.
             show_progress (bool, optional): show a progress bar over the steps. Default: False.
             class_dim (int, optional): axis of the classes in the output. Default: 1, as in Captum.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -34,7 +34,6 @@ class Settings:
         n_samples (int): noisy copies of each example at each step.
         learning_rate (float): of Adam.
         initial_alpha (float): start of the free parameters; sigmoid(5) lets 99.3 % of the signal pass.
-        seed (int): of the noise.
         copies_per_run (int): most copies that go through the model at once.
     """
 
@@ -43,7 +42,6 @@ class Settings:
     n_samples: int = 10
     learning_rate: float = 1.0
     initial_alpha: float = 5.0
-    seed: int = 0
     copies_per_run: int = 10
 
 
@@ -102,12 +100,29 @@ class Noise:
         return drawn.contiguous().to(self._like)
 
 
+class BlockNoise:
+    """Noise of several seeds at once, one for each of equal blocks of a batch's rows.
+
+    Args:
+        noises (Sequence[Noise]): the sources, one a block.
+        n_examples (int): rows of each block.
+    """
+
+    def __init__(self, noises: Sequence[Noise], n_examples: int) -> None:
+        self._noises, self._n_examples = noises, n_examples
+
+    def draw(self, n_samples: int) -> Tensor:
+        """Return one draw for each of n_samples copies of each block's rows: (n_samples, rows, ...)."""
+        draws = torch.stack([noise.draw(n_samples) for noise in self._noises], dim=1)
+        return draws.repeat_interleave(self._n_examples, dim=1)
+
+
 def optimize(
     features: Tensor,
     reference: Reference,
     loss: Loss,
     settings: Settings,
-    noise: Noise,
+    noise: Noise | BlockNoise,
     blur: Callable[[Tensor], Tensor] | None = None,
     after_step: Callable[[], object] = lambda: None,
 ) -> Optimized:
@@ -160,7 +175,7 @@ def optimize(
 
 
 def sample_loss(
-    features: Tensor, reference: Reference, mask: Mask, loss: Loss, noise: Noise, settings: Settings
+    features: Tensor, reference: Reference, mask: Mask, loss: Loss, noise: Noise | BlockNoise, settings: Settings
 ) -> Tensor:
     """Loss of ``n_samples`` noisy copies through a mask, without gradient.
 
@@ -180,7 +195,9 @@ def sample_loss(
 def _noisy(parts: tuple[Tensor, Tensor], eps: Tensor, dtype: torch.dtype) -> Tensor:
     """Z for each copy of each example, copy by copy."""
     mean, deviation = parts
-    return torch.addcmul(mean, deviation, eps.unsqueeze(1)).to(dtype).flatten(0, 1)
+    if eps.ndim == mean.ndim:  # one draw for all examples
+        eps = eps.unsqueeze(1)
+    return torch.addcmul(mean, deviation, eps).to(dtype).flatten(0, 1)
 
 
 def _loss_and_slopes(

@@ -20,14 +20,14 @@ def standard_reference(*shape):
     )
 
 
-def run(features, loss, **settings):
+def run(features, loss, seed=0, **settings):
     shape = tuple(features.shape[1:])
     chosen = Settings(**settings)
 
     def in_context(z, copies):
         return nullcontext(loss(z, copies))
 
-    return optimize(features, standard_reference(*shape), in_context, chosen, Noise(shape, features, chosen.seed))
+    return optimize(features, standard_reference(*shape), in_context, chosen, Noise(shape, features, seed))
 
 
 def no_preference(z, copies):
