@@ -4,7 +4,7 @@ VENV := .venv
 COMPAT := .venv-compat
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-compat clean
+.PHONY: demo test lint test-compat test-browser clean
 
 $(VENV)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,21 @@ test: lint
 
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest -n 2
+
+# Debian's Chromium: playwright's own download is not needed
+CHROMIUM := /usr/bin/chromium
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+$(CHROMIUM):
+	$(AS_ROOT) apt-get update --quiet
+	$(AS_ROOT) apt-get install --yes --quiet --no-install-recommends chromium
+
+$(VENV)/.browser: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group browser
+	touch $@
+
+test-browser: $(VENV)/.browser | $(CHROMIUM)
+	$(BIN)/python -m pytest tests/browser
 
 clean:
 	rm -rf $(VENV) $(COMPAT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
-from captum_iba.metrics import boxes_to_mask
+from captum_iba.comparison.dataset import Example
+from captum_iba.comparison.photo_folder import PhotoFolder
 from captum_iba.photos import Classifier, load_classifier, photos_in
 
 SIZE = 224
@@ -26,14 +26,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2)
 
 
-def resized(path: Path, classifier: Classifier) -> Tensor:
-    """The whole photo at 224 x 224, without a crop, so that boxes scale with it; normalised."""
-    with Image.open(path) as photo:
-        pixels = photo.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).view(SIZE, SIZE, 3)
-    return (values.permute(2, 0, 1) / 255 - classifier.mean) / classifier.std
-
-
 def cropped(paths: Sequence[Path], classifier: Classifier) -> Tensor:
     """Photos as the model is usually given them."""
     images = []
@@ -43,26 +35,18 @@ def cropped(paths: Sequence[Path], classifier: Classifier) -> Tensor:
     return torch.stack(images)
 
 
-def box_mask(annotation: Path) -> Tensor:
-    """Union of an annotation's boxes on the resized photo, (224, 224)."""
-    root = ElementTree.parse(annotation).getroot()
-    width, height = (float(root.findtext(f"size/{key}", "0")) for key in ("width", "height"))
-    boxes = []
-    for box in root.iter("bndbox"):
-        x0, y0, x1, y1 = (float(box.findtext(key, "0")) for key in ("xmin", "ymin", "xmax", "ymax"))
-        boxes.append([int(x0 * SIZE / width), int(y0 * SIZE / height), int(x1 * SIZE / width), int(y1 * SIZE / height)])
-    return boxes_to_mask(boxes, (SIZE, SIZE))
-
-
-def with_boxes(folder: Path, largest: float) -> list[tuple[Path, Tensor]]:
-    """Photos of ``folder/images`` whose boxes (``folder/annots``) cover less than a share of them."""
-    found = []
-    photos = {path.stem: path for path in photos_in(folder / "images")}
-    for annotation in sorted((folder / "annots").glob("*.xml")):
-        mask = box_mask(annotation)
-        if annotation.stem in photos and 0 < float(mask.float().mean()) < largest:
-            found.append((photos[annotation.stem], mask))
-    return found
+def with_boxes(folder: Path, classifier: Classifier, target: int | None, largest: float) -> list[Example]:
+    """Whole photos of ``folder/images`` whose boxes (``folder/annots``) cover less than a share of them."""
+    photos = PhotoFolder(
+        folder / "images",
+        classifier,
+        "predicted" if target is None else target,
+        annotations=folder / "annots",
+        crop="none",
+        largest_coverage=largest,
+        only_boxes=True,
+    )
+    return [photos.load(index) for index in range(len(photos.keys))]
 
 
 def calibrated(classifier: Classifier, layer: nn.Module, folder: Path) -> LayerIBA:

@@ -24,7 +24,6 @@ from benchmarks._photos import (
     add_model_arguments,
     calibrated,
     mean_and_error,
-    resized,
     start,
     with_boxes,
 )
@@ -134,13 +133,10 @@ def main() -> None:
     parser.add_argument("--largest", type=float, default=0.33, help="largest share of a photo that its boxes may cover")
     options = parser.parse_args()
     classifier = start(options)
-    photos = with_boxes(options.data, options.largest)
-    x = torch.stack([resized(path, classifier) for path, _ in photos])
-    masks = torch.stack([mask for _, mask in photos])
-    with torch.no_grad():
-        y = classifier.model(x).argmax(dim=1)
-    if options.target is not None:
-        y = torch.full_like(y, options.target)
+    photos = with_boxes(options.data, classifier, options.target, options.largest)
+    x = torch.stack([photo.inputs for photo in photos])
+    masks = torch.stack([photo.mask for photo in photos])
+    y = torch.tensor([photo.target for photo in photos])
     iba = calibrated(classifier, classifier.model.get_submodule(options.layer), options.calibrate)
     methods = iba_methods(iba) | captum_methods(classifier.model, options.gradcam_layers)
     print(f"{options.model} {options.layer}, {len(x)} photos, boxes cover {float(masks.float().mean()):.3f} on average")

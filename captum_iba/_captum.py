@@ -14,13 +14,19 @@ from captum._utils.common import (
 )
 from captum._utils.typing import TargetType
 from captum.attr import LayerAttribution
-from captum.attr._utils.attribution import Attribution
+from captum.attr._utils.attribution import Attribution, GradientAttribution
+from captum.attr._utils.custom_modules import Addition_Module
+from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
 from captum.log import log_usage
 
 __all__ = [
+    "Addition_Module",
     "Attribution",
+    "EpsilonRule",
     "ExpansionTypes",
+    "GradientAttribution",
     "LayerAttribution",
+    "PropagationRule",
     "TargetType",
     "_expand_additional_forward_args",
     "_expand_target",

@@ -83,5 +83,13 @@ class DeviceError(CaptumIBAError, RuntimeError):
     """The model is spread over devices in a way that the bottleneck does not follow."""
 
 
+class UnsupportedModelError(CaptumIBAError, RuntimeError):
+    """The model computes in a way for which the method has no rule."""
+
+
 class MissingDependencyError(CaptumIBAError, ImportError):
     """An optional package is needed and not installed."""
+
+
+class UnreadableExampleError(CaptumIBAError, ValueError):
+    """One example of a data set cannot be read; the others can."""

@@ -4,6 +4,12 @@ from captum_iba.metrics._result import MetricResult
 from captum_iba.metrics.bounding_box import BoundingBox, BoundingBoxResult, bounding_box_ratio, boxes_to_mask
 from captum_iba.metrics.degradation import Degradation, DegradationResult, degradation
 from captum_iba.metrics.insertion_deletion import AreaResult, deletion, insertion
+from captum_iba.metrics.parameter_randomization import (
+    ParameterRandomization,
+    ParameterRandomizationResult,
+    parameter_randomization,
+)
+from captum_iba.metrics.seed_uncertainty import SeedUncertaintyResult, seed_uncertainty
 from captum_iba.metrics.sensitivity_n import SensitivityN, SensitivityNResult, log_spaced, sensitivity_n
 from captum_iba.metrics.sufficiency import Sufficiency, SufficiencyResult, sufficiency
 
@@ -14,6 +20,9 @@ __all__ = [
     "Degradation",
     "DegradationResult",
     "MetricResult",
+    "ParameterRandomization",
+    "ParameterRandomizationResult",
+    "SeedUncertaintyResult",
     "SensitivityN",
     "SensitivityNResult",
     "Sufficiency",
@@ -24,6 +33,8 @@ __all__ = [
     "deletion",
     "insertion",
     "log_spaced",
+    "parameter_randomization",
+    "seed_uncertainty",
     "sensitivity_n",
     "sufficiency",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Generic, Self, TypeVar
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar, cast
 
 import torch.distributed
 
+from captum_iba._warn import Warner
 from captum_iba.errors import InvalidArgumentError
+from captum_iba.metrics._result import UndefinedResultError
 
 R = TypeVar("R")
 
@@ -39,6 +42,14 @@ class Accumulator(Generic[R]):
             torch.distributed.all_gather_object(of_ranks, self._results)
             self._results = [result for results in of_ranks for result in results]
         return self
+
+    def _add_defined(self, evaluate: Callable[[], R]) -> R:
+        """Keep a batch's result; a batch in which no example has a value must not end the run."""
+        try:
+            return self._add(evaluate())
+        except UndefinedResultError as error:
+            Warner().once("undefined", str(error))
+            return self._add(cast(R, error.result))
 
     def _add(self, result: R) -> R:
         self._results.append(result)

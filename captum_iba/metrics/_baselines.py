@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -66,6 +67,10 @@ def _one(baseline: object, inputs: Tensor, axes: tuple[int, ...]) -> Tensor:
     if isinstance(baseline, str):
         return _named(baseline, inputs, axes)
     if isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
+        if not math.isfinite(baseline):
+            raise NonFiniteError(f"baselines={baseline!r}; wanted a finite number.")
+        if baseline != int(baseline) and not inputs.is_floating_point():
+            raise InvalidArgumentError(f"baselines={baseline!r} for inputs of {inputs.dtype}; wanted an integer.")
         return torch.full_like(inputs[:1], baseline).expand_as(inputs)
     if isinstance(baseline, Tensor):
         try:

@@ -50,9 +50,10 @@ class Cascade:
 
     def plan(self, names: Sequence[str] | None) -> list[Stage]:
         """The stages; the trained model runs once."""
-        with recorded_starts(self._model) as starts:
+        root: nn.Module = getattr(self._model, "_orig_mod", self._model)  # inside torch.compile's wrapper
+        with recorded_starts(root) as starts:
             self._assert_finite_output(ORIGINAL)
-        stages = default_stages(self._model, starts) if names is None else named_stages(self._model, names)
+        stages = default_stages(root, starts) if names is None else named_stages(root, names)
         if not stages:
             raise InvalidArgumentError(f"The model ({type(self._model).__name__}) has no parameters to randomise.")
         return stages

@@ -14,6 +14,7 @@ from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics._baselines import Baselines, make_baselines
 from captum_iba.metrics._output import OutputType, Row
 from captum_iba.metrics._perturb import Removal, Rows, as_inputs
+from captum_iba.metrics._result import as_seed
 from captum_iba.metrics._units import Tensors, Units, make_units
 
 Order: TypeAlias = Literal["morf", "lerf"]
@@ -94,11 +95,11 @@ def removal_curves(
     if isinstance(n_tie_draws, bool) or not isinstance(n_tie_draws, int) or n_tie_draws < 1:
         raise InvalidArgumentError(f"n_tie_draws={n_tie_draws!r}; wanted an integer of at least 1.")
     counts = _counts(units.count, n_steps, points)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(as_seed(seed))
     draws = []
     for _ in range(n_tie_draws):
-        key = torch.rand(units.scores.shape[1], generator=generator, dtype=torch.float64)
-        ranks = {order: _ranks(units, key.to(units.scores), order) for order in orders}
+        key = torch.rand(units.sums.shape[1], generator=generator, dtype=torch.float64)
+        ranks = {order: _ranks(units, key.to(units.sums), order) for order in orders}
         draws.append(_one_draw(removal, units.count, ranks, counts))
     return _mean(draws)
 
@@ -120,7 +121,7 @@ def _counts(available: Tensor, n_steps: int | None, points: Points) -> Tensor:
             f"n_steps={n_steps!r}; wanted an integer of at least 2, the points with nothing and with all removed, or "
             "None for every unit."
         )
-    n_points = most + 1 if n_steps is None else min(n_steps, most + 1)
+    n_points = max(most + 1, 2) if n_steps is None else min(n_steps, max(most + 1, 2))
     grid = torch.linspace(0, 1, n_points, dtype=torch.float64, device=available.device)
     return (grid * available[:, None]).round().long()
 
@@ -128,7 +129,7 @@ def _counts(available: Tensor, n_steps: int | None, points: Points) -> Tensor:
 def _ranks(units: Units, key: Tensor, order: Order) -> Tensor:
     """Place of each unit in the order of removal, (N, K); units that are never removed come last."""
     shuffled = key.argsort()
-    scores = units.scores if order == "lerf" else -units.scores
+    scores = units.means if order == "lerf" else -units.means
     scores = torch.where(units.removable, scores, float("inf"))[:, shuffled]
     places = shuffled[scores.argsort(dim=1, stable=True)]
     return places.argsort(dim=1)

@@ -23,7 +23,7 @@ from captum_iba.bottleneck.tail import Tail
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics._output import Output, OutputType, Row
 from captum_iba.metrics._perturb import DEFAULT_ROWS
-from captum_iba.metrics._units import Tensors
+from captum_iba.metrics._units import Tensors, as_tuple
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class NoisyLayer:
     _reference: Reference
     _read: Output
     _most: int
+
+    @property
+    def active(self) -> Tensor:
+        """Features that vary over the data, bool, broadcastable to the features."""
+        return self._reference.active
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -107,13 +112,15 @@ def noisy_layer(
         raise InvalidArgumentError(
             f"max_examples_per_batch={max_examples_per_batch!r}; wanted an integer of at least 1, or None."
         )
+    as_tuple(inputs, "inputs")
     forward_func = unwrap_parallel(forward_func, None)
     site, modules = locate(forward_func, layer, attribute_to_layer_input)
     to_switch, warner = reachable(modules, site.layer), Warner()
     forward = Forward(forward_func, inputs, additional_forward_args)
     with exclusive(to_switch), evaluation_mode(to_switch, warner), torch.autocast(forward.device_type, enabled=False):
         tail = Tail(site, forward, modules, output_tensor, warner)
-        features, read = tail.features, Output(output, target)
+        features = tail.features
+        read = Output(output, target, len(features))
         yield NoisyLayer(
             features,
             resolve_channel_dim(features, None, statistics.channel_dim, layer, tail.modules_before, site.name),

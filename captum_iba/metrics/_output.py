@@ -40,14 +40,17 @@ class Output:
         output (str or Callable): ``"prob"``, softmax over axis 1; ``"logit"``, the output as it is; or a callable
             applied to the output.
         target: in one of Captum's forms.
+        n_examples (int): number of examples that the target is for.
 
     Raises:
         InvalidArgumentError: an unknown output.
+        TargetError: the target has none of Captum's forms.
     """
 
-    def __init__(self, output: OutputType, target: TargetType) -> None:
-        if output not in ("prob", "logit") and not callable(output):
+    def __init__(self, output: OutputType, target: TargetType, n_examples: int) -> None:
+        if not callable(output) and output not in ("prob", "logit"):
             raise InvalidArgumentError(f"output={output!r}; wanted 'prob', 'logit' or a callable.")
+        _assert_form(target, n_examples)
         self._output, self._target = output, target
         self._warner = Warner()
 
@@ -68,7 +71,14 @@ class Output:
     def _transformed(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         if callable(self._output):
-            return self._output(tensor).double()
+            made = self._output(tensor)
+            if not isinstance(made, Tensor) or made.ndim == 0 or len(made) != len(tensor):
+                found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+                raise InvalidArgumentError(
+                    f"output made {found} of the model's output of shape {list(tensor.shape)}; wanted a tensor of as "
+                    "many rows."
+                )
+            return made.double()
         if self._output == "logit" or (tensor.ndim == 1 and self._target is None):
             return tensor.double()
         if tensor.ndim < 2 or tensor.shape[1] == 1:
@@ -87,13 +97,8 @@ class Output:
         return wide.softmax(dim=1)
 
     def _read(self, values: Tensor, rows: Tensor) -> Row:
-        target = rows_of_target(self._target, rows)
-        try:
-            chosen: Tensor = _select_targets(values, target)
-        except (IndexError, RuntimeError) as error:
-            raise TargetIndexError(
-                f"target does not fit an output of shape {list(values.shape)}: {error}. Pass classes of the output."
-            ) from error
+        _assert_selects(self._target, list(values.shape))
+        chosen: Tensor = _select_targets(values, rows_of_target(self._target, rows))
         if chosen.numel() != len(rows):
             raise TargetError(
                 "Target not provided when necessary, or it selects more than one value: found "
@@ -111,6 +116,43 @@ def rows_of_target(target: TargetType, rows: Tensor) -> TargetType:
     """The targets of rows that are copies of examples."""
     if isinstance(target, Tensor) and target.numel() > 1:
         return target.to(rows.device)[rows]
-    if isinstance(target, list) and len(target) > 1:
+    if isinstance(target, list):
         return [target[row] for row in rows.tolist()]
     return target
+
+
+def _assert_form(target: Any, n_examples: int) -> None:
+    """Refuse what is none of Captum's forms, or is for another number of examples."""
+    entries = target if isinstance(target, list) else [target]
+    if isinstance(target, Tensor):
+        fits = not target.is_floating_point() and (target.numel() == 1 or target.shape == (n_examples,))
+        found = f"a tensor of shape {list(target.shape)} and type {target.dtype}"
+    else:
+        places = [place for entry in entries for place in (entry if isinstance(entry, tuple) else (entry,))]
+        fits = target is None or all(isinstance(place, int) for place in places)
+        fits = fits and (not isinstance(target, list) or len(target) == n_examples)
+        found = f"a list of {len(target)}" if isinstance(target, list) else repr(target)
+    if not fits:
+        raise TargetError(
+            f"target is {found} for {n_examples} examples; wanted a class index, a tuple of indices, an integer tensor "
+            "or list with one for each example, or None."
+        )
+
+
+def _assert_selects(target: Any, shape: list[int]) -> None:
+    """Compare indices with sizes: on CUDA an index out of range would end the process's use of the device."""
+    per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
+    entries = target.flatten().tolist() if isinstance(target, Tensor) else target if per_example else [target]
+    for entry in set(entries) - {None}:
+        places = entry if isinstance(entry, tuple) else (entry,)
+        gathered = per_example and not isinstance(entry, tuple)
+        if len(places) >= len(shape) or (gathered and len(shape) != 2):
+            raise TargetError(
+                f"target {entry!r} has an index too many, or too few, for an output of shape {shape}"
+                + ("; wanted target=None for one value an example." if len(shape) == 1 else ".")
+            )
+        for size, place in zip(shape[1:], places, strict=False):
+            if not (0 if gathered else -size) <= place < size:
+                raise TargetIndexError(
+                    f"target {entry!r} does not fit an output of shape {shape}; wanted indices below {size}."
+                )

@@ -12,14 +12,13 @@ from tqdm.auto import tqdm
 from captum_iba._captum import (
     TargetType,
     _format_additional_forward_args,
-    _format_tensor_into_tuples,
     _run_forward,
 )
 from captum_iba._warn import Warner
 from captum_iba.attr._model import evaluation_mode, find_modules
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._output import Output, OutputType, Row
-from captum_iba.metrics._units import Tensors
+from captum_iba.metrics._units import Tensors, as_tuple
 
 # More rows fall out of a CPU's caches, fewer leave a GPU idle.
 DEFAULT_ROWS = 32
@@ -33,10 +32,8 @@ def as_inputs(inputs: Tensors) -> tuple[Tensor, ...]:
         InvalidTypeError: an entry is no tensor.
         InvalidArgumentError: there are none, or they hold no or unequal numbers of examples.
     """
-    tensors: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
+    tensors = as_tuple(inputs, "inputs")
     for index, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor):
-            raise InvalidTypeError(f"inputs[{index}] is a {type(tensor).__name__}; wanted a tensor.")
         if tensor.ndim < 2 or tensor.shape[0] == 0 or tensor.shape[0] != tensors[0].shape[0]:
             raise InvalidArgumentError(
                 f"inputs[{index}] has shape {list(tensor.shape)}; wanted (N, ...) with the same N of at least 1 "
@@ -82,7 +79,7 @@ class Rows:
             )
         self._forward_func, self.inputs = forward_func, inputs
         self._additional = _format_additional_forward_args(additional_forward_args)
-        self._read = Output(output, target)
+        self._read = Output(output, target, self.n_examples)
         self._most = max_examples_per_batch or DEFAULT_ROWS
         self._progress = progress
         self._warner = Warner()
@@ -125,6 +122,11 @@ class Rows:
         """
         jobs = torch.arange(len(examples), device=examples.device)
         lengths = torch.cat([kept(part).sum(dim=1) for part in torch.split(jobs, _LOOKAHEAD)])
+        if int(lengths.min()) == 0:
+            raise InvalidArgumentError(
+                "removal='delete' leaves nothing of some examples. Mark what must stay, such as special tokens, with "
+                "negative numbers in feature_mask, or use removal='replace'."
+            )
         order = lengths.argsort(stable=True)
         lengths = lengths[order]
 

@@ -43,24 +43,42 @@ class MetricResult:
         return float(self.valid.std()) / self.n_valid**0.5 if self.n_valid > 1 else float("nan")
 
 
-def assert_defined(values: Tensor, metric: str, reason: str) -> None:
+class UndefinedResultError(InvalidArgumentError):
+    """No example has a value; classes that gather batches go on without this one's."""
+
+    def __init__(self, message: str, result: MetricResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def assert_defined(result: MetricResult, metric: str, reason: str) -> None:
     """Warn where some examples have no value, refuse where none has.
 
     Args:
-        values (Tensor): (N,).
+        result (MetricResult): its values per example.
         metric (str): for messages.
         reason (str): why a value is undefined.
 
     Raises:
-        InvalidArgumentError: no value is defined.
+        UndefinedResultError: no value is defined.
     """
-    undefined = int(values.isnan().sum())
-    if undefined == len(values):
-        raise InvalidArgumentError(f"{metric} is undefined for all {len(values)} examples: {reason}.")
+    total = len(result.per_sample)
+    undefined = total - result.n_valid
+    if undefined == total:
+        raise UndefinedResultError(f"{metric} is undefined for all {total} examples: {reason}.", result)
     if undefined:
-        Warner().once(
-            metric, f"{metric} is undefined for {undefined} of {len(values)} examples and left out: {reason}."
-        )
+        Warner().once(metric, f"{metric} is undefined for {undefined} of {total} examples and left out: {reason}.")
+
+
+def as_seed(seed: object) -> int:
+    """A seed that torch takes.
+
+    Raises:
+        InvalidArgumentError: no integer.
+    """
+    if not isinstance(seed, int):
+        raise InvalidArgumentError(f"seed={seed!r}; wanted an integer.")
+    return seed % 2**63
 
 
 def assert_finite_maps(attributions: Tensor) -> None:

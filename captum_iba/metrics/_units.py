@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_iba._captum import _format_tensor_into_tuples
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
 
 Tensors: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -26,13 +25,23 @@ class Units:
     Attributes:
         index (tuple[Tensor, ...]): for each input int64, broadcastable to it, first axis 1 or N: a unit's number, -1
             where nothing is ever removed.
-        scores (Tensor): (N, K), float64, attribution of each unit.
-        removable (Tensor): bool, (N, K): the unit occurs in the example.
+        sums (Tensor): (N, K), float64, attribution of each unit.
+        sizes (Tensor): (N, K), float64, number of the attribution's elements in it; 0 where the example lacks it.
     """
 
     index: tuple[Tensor, ...]
-    scores: Tensor
-    removable: Tensor
+    sums: Tensor
+    sizes: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """Mean attribution of each unit, (N, K): by it units rank, as they may differ in size."""
+        return self.sums / self.sizes.clamp_min(1)
+
+    @property
+    def removable(self) -> Tensor:
+        """The unit occurs in the example, bool, (N, K)."""
+        return self.sizes > 0
 
     @property
     def count(self) -> Tensor:
@@ -52,7 +61,7 @@ def make_units(
         inputs (tuple[Tensor, ...]): each (N, ...).
         attributions (Tensor or tuple[Tensor, ...]): one for each input, see :func:`degradation`.
         feature_mask (Tensor or tuple[Tensor, ...], optional): numbers of units, as in Captum; negative where nothing
-            is ever removed. Scores are then means over a unit's elements, as units may differ in size.
+            is ever removed.
         tile_size (int, optional): side of the square tiles of maps; with None 14 on maps and 1 elsewhere.
 
     Returns:
@@ -62,25 +71,28 @@ def make_units(
         InvalidArgumentError: shapes that do not fit, or tiles larger than the input.
         NonFiniteError: NaN or infinity in the attributions.
     """
-    maps = _as_tuple(attributions, "attributions")
+    maps = as_tuple(attributions, "attributions")
     if len(maps) != len(inputs):
         raise InvalidArgumentError(f"attributions holds {len(maps)} tensors for {len(inputs)} inputs; wanted as many.")
     maps = tuple(_fitted(m.detach(), x, i) for i, (m, x) in enumerate(zip(maps, inputs, strict=True)))
     if feature_mask is None:
         numbers = _tiles(inputs, maps, tile_size)
     else:
-        numbers = _given(inputs, _as_tuple(feature_mask, "feature_mask"))
-    scores, sizes = _sums(maps, numbers)
-    if feature_mask is not None:
-        scores = scores / sizes.clamp_min(1)
-    return Units(numbers, scores, sizes > 0)
+        numbers = _given(inputs, as_tuple(feature_mask, "feature_mask"))
+    return Units(numbers, *_sums(maps, numbers))
 
 
-def _as_tuple(value: Tensors, name: str) -> tuple[Tensor, ...]:
-    tensors: tuple[Tensor, ...] = _format_tensor_into_tuples(value)
+def as_tuple(value: Any, name: str) -> tuple[Tensor, ...]:
+    """A tensor, or tuple of tensors, as a tuple.
+
+    Raises:
+        InvalidTypeError: something else; ``name`` is for the message.
+    """
+    tensors = value if isinstance(value, tuple) else (value,)
     for index, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise InvalidTypeError(f"{name}[{index}] is a {type(tensor).__name__}; wanted a tensor.")
+            place = f"{name}[{index}]" if isinstance(value, tuple) else name
+            raise InvalidTypeError(f"{place} is a {type(tensor).__name__}; wanted a tensor.")
     return tensors
 
 
@@ -101,7 +113,9 @@ def _fitted(attribution: Tensor, inputs: Tensor, number: int) -> Tensor:
     if values.ndim != inputs.ndim or values.shape[0] != inputs.shape[0]:
         raise _misfit(attribution, inputs, number)
     if inputs.ndim >= 4 and values.shape[2:] != inputs.shape[2:]:
-        values = F.interpolate(values, tuple(inputs.shape[2:]), mode=_mode(inputs), align_corners=False)
+        lowest = values.flatten(2).amin(dim=2).view(*values.shape[:2], *[1] * (values.ndim - 2))  # constants stay so
+        higher = F.interpolate(values - lowest, tuple(inputs.shape[2:]), mode=_mode(inputs), align_corners=False)
+        values = lowest + higher
     if any(have not in (1, want) for have, want in zip(values.shape[1:], inputs.shape[1:], strict=True)):
         raise _misfit(attribution, inputs, number)
     return values
@@ -166,9 +180,7 @@ def _given(inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> tuple[Tenso
                 f"{list(x.shape)}; wanted integers with as many axes, each of the input's size or 1."
             )
     present = torch.cat([mask.flatten().cpu() for mask in masks]).tolist()
-    known = torch.tensor(sorted({number for number in present if number >= 0}))
-    if len(known) == 0:
-        raise InvalidArgumentError("feature_mask has no number of 0 or more, so there is nothing to remove.")
+    known = torch.tensor(sorted({number for number in present if number >= 0}), dtype=torch.long)
     return tuple(
         torch.where(mask < 0, -1, torch.searchsorted(known.to(mask), mask.contiguous())).to(x.device)
         for mask, x in zip(masks, inputs, strict=True)
@@ -181,7 +193,7 @@ def _broadcasts(mask: Tensor, inputs: Tensor) -> bool:
 
 def _sums(maps: tuple[Tensor, ...], numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Sum of the attribution over each unit, and the number of elements it was summed over."""
-    n_units = max(int(index.max()) for index in numbers) + 1
+    n_units = max(0, *(int(index.max()) for index in numbers)) + 1  # one that no example has, where nothing is removed
     # unit -1 gets a column of its own, which is dropped
     sums = torch.zeros(maps[0].shape[0], n_units + 1, dtype=torch.float64, device=maps[0].device)
     sizes = torch.zeros_like(sums)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._result import MetricResult, assert_defined, assert_finite_maps
 
@@ -92,19 +92,27 @@ def bounding_box_ratio(attributions: Tensor, masks: Tensor) -> BoundingBoxResult
         >>> bounding_box_ratio(torch.zeros(1, 4, 4), masks).mean
         0.25
     """
+    _assert_tensors(attributions=attributions, masks=masks)
     masks = _as_masks(masks)
     maps = _as_maps(attributions, masks)
     values, inside = maps.flatten(1).double(), masks.flatten(1)
     n = inside.sum(dim=1)
     nothing = torch.full((len(n),), float("nan"), dtype=torch.float64)
     ratio = torch.where(n > 0, _top_share(values, inside, n.clamp_min(1)), nothing)
-    assert_defined(ratio, "bounding_box_ratio", _EMPTY)
     pointing = torch.where(n > 0, _top_share(values, inside, torch.ones_like(n)), nothing)
     heat = values.clamp_min(0)
     total = heat.sum(dim=1)
     mass = torch.where((n > 0) & (total > 0), (heat * inside).sum(dim=1) / total.clamp_min(1e-300), nothing)
     effective = torch.stack([_effective_heat(h, m) for h, m in zip(heat, inside, strict=True)])
-    return BoundingBoxResult(ratio, mass, pointing, effective, inside.double().mean(dim=1))
+    result = BoundingBoxResult(ratio, mass, pointing, effective, inside.double().mean(dim=1))
+    assert_defined(result, "bounding_box_ratio", _EMPTY)
+    return result
+
+
+def _assert_tensors(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InvalidTypeError(f"{name} is a {type(tensor).__name__}; wanted a tensor.")
 
 
 def _as_masks(masks: Tensor) -> Tensor:
@@ -130,7 +138,9 @@ def _as_maps(attributions: Tensor, masks: Tensor) -> Tensor:
     if maps.shape == masks.shape:
         return maps
     size = (masks.shape[1], masks.shape[2])
-    return F.interpolate(maps[:, None].double(), size, mode="bilinear", align_corners=False)[:, 0]
+    lowest = maps.double().amin(dim=(1, 2), keepdim=True)  # constants stay so
+    higher = F.interpolate((maps - lowest)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return lowest + higher
 
 
 def _top_share(values: Tensor, inside: Tensor, n: Tensor) -> Tensor:
@@ -173,14 +183,16 @@ class BoundingBox(Accumulator[BoundingBoxResult]):
 
     def evaluate(self, attributions: Tensor, masks: Tensor) -> BoundingBoxResult:
         """:func:`bounding_box_ratio` of a batch, which :meth:`summary` will include."""
-        return self._add(bounding_box_ratio(attributions, masks))
+        return self._add_defined(lambda: bounding_box_ratio(attributions, masks))
 
     def summary(self) -> BoundingBoxResult:
         """All examples since the start or the last :meth:`reset`, in order.
 
         Raises:
-            InvalidArgumentError: nothing was evaluated.
+            InvalidArgumentError: nothing was evaluated, or no mask has a box.
         """
         results = self._all()
         fields = ("per_sample", "mass_ratio", "pointing_game", "effective_heat_ratio", "coverage")
-        return BoundingBoxResult(*(torch.cat([getattr(result, field) for result in results]) for field in fields))
+        summary = BoundingBoxResult(*(torch.cat([getattr(result, field) for result in results]) for field in fields))
+        assert_defined(summary, "bounding_box_ratio", _EMPTY)
+        return summary

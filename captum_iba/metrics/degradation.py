@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -17,7 +18,7 @@ from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._baselines import Baselines
 from captum_iba.metrics._curves import Points, RemovalKind, at_fractions, integral, prepare, removal_curves
 from captum_iba.metrics._output import OutputType
-from captum_iba.metrics._result import MetricResult
+from captum_iba.metrics._result import MetricResult, assert_defined
 from captum_iba.metrics._units import Tensors
 
 Normalizer: TypeAlias = tuple[float, float] | Literal["none"] | None
@@ -60,13 +61,13 @@ class DegradationResult(MetricResult):
 
     @property
     def morf_curve(self) -> Tensor:
-        """(P,), mean of the scaled value s(x) over the examples, most relevant first."""
-        return self.scaled(self.morf).mean(dim=0)
+        """(P,), mean of the scaled value s(x) over the examples with units to remove, most relevant first."""
+        return self.scaled(self.morf)[~self.area.isnan()].mean(dim=0)
 
     @property
     def lerf_curve(self) -> Tensor:
-        """(P,), mean of the scaled value s(x) over the examples, least relevant first."""
-        return self.scaled(self.lerf).mean(dim=0)
+        """(P,), mean of the scaled value s(x) over the examples with units to remove, least relevant first."""
+        return self.scaled(self.lerf)[~self.area.isnan()].mean(dim=0)
 
     @property
     def curve(self) -> Tensor:
@@ -119,12 +120,13 @@ def degradation(
             image's own colour; ``"zero"``; ``"blur"``, a Gaussian of 15 pixels at a side of 224; a number, such as
             the mask token's id; a tensor that broadcasts; ``baselines(inputs)``. Default: ``"mean"``, the paper's.
         feature_mask (Tensor or tuple[Tensor, ...], optional): units as integers, as in Captum's FeatureAblation;
-            negative numbers mark what is never removed, such as special tokens and padding. A unit scores its mean
-            attribution, as units may differ in size. Default: None, square tiles.
+            negative numbers mark what is never removed, such as special tokens and padding. Default: None, square
+            tiles.
         additional_forward_args (Any, optional): as in Captum. Default: None.
         target (int, tuple, Tensor or list, optional): as in Captum. Default: None.
-        tile_size (int, optional): side of a tile; what remains at the border belongs to the last tile. A tile scores
-            the sum of its attribution. Default: None: 14 on maps (the paper uses 8 and 14), 1 elsewhere.
+        tile_size (int, optional): side of a tile; what remains at the border belongs to the last tile. Units rank
+            by their mean attribution, which among units of equal size ranks as their sum. Default: None: 14 on maps
+            (the paper uses 8 and 14), 1 elsewhere.
         n_steps (int, optional): number of points on each curve, evenly spread, the two ends among them. Default: None,
             every unit.
         points (str, optional): ``"even"``, or ``"paper"``: the 100 points of the published code, which leaves out the
@@ -192,7 +194,15 @@ def degradation(
         fully_degraded=curves.full,
         normalizer=(1.0, 0.0),
     )
+    assert_defined(raw, Degradation.name, _NOTHING)
     return _normalized(raw, normalizer)
+
+
+_NOTHING = "there is no unit that may be removed"
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, (int, float)) and math.isfinite(number)
 
 
 def _normalized(raw: DegradationResult, normalizer: Normalizer) -> DegradationResult:
@@ -200,8 +210,9 @@ def _normalized(raw: DegradationResult, normalizer: Normalizer) -> DegradationRe
     if normalizer == "none":
         normalizer = (1.0, 0.0)
     elif normalizer is None:
-        normalizer = (float(raw.top1.mean()), float(raw.fully_degraded.mean()))
-    elif not (isinstance(normalizer, tuple) and len(normalizer) == 2):
+        there = ~raw.area.isnan()
+        normalizer = (float(raw.top1[there].mean()), float(raw.fully_degraded[there].mean()))
+    elif not (isinstance(normalizer, tuple) and len(normalizer) == 2 and all(map(_is_finite, normalizer))):
         raise InvalidArgumentError(f"normalizer={normalizer!r}; wanted (t1, b), 'none' or None.")
     t1, b = normalizer
     if t1 <= b:
@@ -247,8 +258,8 @@ class Degradation(Accumulator[DegradationResult]):
         target: TargetType = None,
     ) -> DegradationResult:
         """:func:`degradation` of a batch, scaled by its own t1 and b; :meth:`summary` will include it."""
-        return self._add(
-            degradation(
+        return self._add_defined(
+            lambda: degradation(
                 self.forward_func,
                 inputs,
                 attributions,
@@ -270,6 +281,7 @@ class Degradation(Accumulator[DegradationResult]):
         curves = {name: torch.cat([_on_grid(r, name, most) for r in results]) for name in _CURVES}
         single = {name: torch.cat([getattr(r, name) for r in results]) for name in ("area", "top1", "fully_degraded")}
         merged = DegradationResult(per_sample=single["area"], normalizer=(1.0, 0.0), **single, **curves)
+        assert_defined(merged, self.name, _NOTHING)
         summary = _normalized(merged, self._options.get("normalizer"))
         if summary.n_valid == 0:
             t1, b = summary.normalizer

@@ -178,5 +178,6 @@ def _area(removal: Removal, units: Units, order: Order, n_steps: int | None, see
         # inserting the best k leaves out the worst K - k: the removal's curve, read from its end
         fractions, values = 1 - fractions.flip(1), values.flip(1)
     area = torch.where(units.count > 0, integral(values, fractions, "even"), float("nan"))
-    assert_defined(area, "The area", "an example has no unit that may be removed")
-    return AreaResult(area, fractions, values)
+    result = AreaResult(area, fractions, values)
+    assert_defined(result, "The area", "an example has no unit that may be removed")
+    return result

@@ -15,7 +15,7 @@ from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._baselines import Baselines, make_baselines
 from captum_iba.metrics._output import OutputType
 from captum_iba.metrics._perturb import Removal, Rows, as_inputs
-from captum_iba.metrics._result import MetricResult, assert_defined
+from captum_iba.metrics._result import MetricResult, as_seed, assert_defined
 from captum_iba.metrics._units import Tensors, Units, make_units
 
 Pool: TypeAlias = Literal["per_sample", "pooled"]
@@ -49,8 +49,7 @@ class SensitivityNResult(MetricResult):
     def pooled(self) -> Tensor:
         """(P,), one correlation over the sets of all examples together, as the published code computes it."""
         sums, drops = (values.movedim(1, 0).flatten(1) for values in (self.sums, self.drops))
-        there = ~sums.isnan().any(dim=0)
-        return pearson(sums[:, there], drops[:, there])
+        return torch.stack([pearson(s[~s.isnan()], d[~d.isnan()]) for s, d in zip(sums, drops, strict=True)])
 
     @property
     def curve(self) -> Tensor:
@@ -189,7 +188,7 @@ def sensitivity_n(
         seed,
     )
     result = correlate(units, outputs, pool)
-    assert_defined(result.per_sample, SensitivityN.name, _UNDEFINED)
+    assert_defined(result, SensitivityN.name, _UNDEFINED)
     return result
 
 
@@ -224,9 +223,7 @@ def set_outputs(
 
 def correlate(units: Units, outputs: SetOutputs, pool: Pool = "per_sample") -> SensitivityNResult:
     """Correlate the units' scores with how the output falls; see :func:`sensitivity_n`."""
-    sums = torch.stack(
-        [torch.matmul(sets.double(), units.scores[..., None])[..., 0] for sets in outputs.removed], dim=1
-    )
+    sums = torch.stack([torch.matmul(sets.double(), units.sums[..., None])[..., 0] for sets in outputs.removed], dim=1)
     sums = torch.where(outputs.drops.isnan(), float("nan"), sums)
     correlations = pearson(sums, outputs.drops)
     return SensitivityNResult(correlations.nanmean(dim=1), outputs.n, correlations, sums, outputs.drops, pool)
@@ -245,7 +242,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 def _sizes(n: int | Sequence[int] | None, n_units: int) -> list[int]:
     if n is None:
         return log_spaced(n_units)
-    sizes = [n] if isinstance(n, int) else list(n)
+    sizes = list(n) if isinstance(n, Sequence) else [n]
     if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
         raise InvalidArgumentError(f"n={n!r}; wanted sizes of sets, integers of at least 1.")
     if max(sizes) > n_units:
@@ -255,8 +252,9 @@ def _sizes(n: int | Sequence[int] | None, n_units: int) -> list[int]:
 
 def _draw(removable: Tensor, n: int, n_sets: int, seed: int) -> Tensor:
     """Random sets of n units, bool, (1 or N, M, K): the same for all examples that have all units."""
-    generator = torch.Generator("cpu").manual_seed((seed * 1_000_003 + n) % 2**63)
-    keys = torch.rand(n_sets, removable.shape[1], generator=generator, dtype=torch.float64).to(removable.device)
+    generator = torch.Generator("cpu").manual_seed(as_seed(as_seed(seed) * 1_000_003 + n))
+    # unit by unit, so that a unit's keys do not depend on how many others the batch has
+    keys = torch.rand(removable.shape[1], n_sets, generator=generator, dtype=torch.float64).T.to(removable.device)
     if bool(removable.all()):
         removable = removable[:1]
     keys = torch.where(removable[:, None], keys, float("inf"))
@@ -268,6 +266,8 @@ def _given_sets(index_sets: Sets, removable: Tensor) -> list[Tensor]:
     """A user's sets as masks, (1 or N, M, K)."""
     removed = []
     for number, sets in enumerate(index_sets):
+        if not isinstance(sets, Tensor) or sets.numel() == 0:
+            raise InvalidArgumentError(f"index_sets[{number}] is {sets!r}; wanted an integer tensor (M, n).")
         wanted = sets.ndim in (2, 3) and (sets.ndim == 2 or sets.shape[0] == len(removable)) and sets.shape[-2] > 1
         if not wanted or sets.is_floating_point() or int(sets.min()) < 0 or int(sets.max()) >= removable.shape[1]:
             raise InvalidArgumentError(
@@ -331,8 +331,8 @@ class SensitivityN(Accumulator[SensitivityNResult]):
         target: TargetType = None,
     ) -> SensitivityNResult:
         """:func:`sensitivity_n` of a batch; :meth:`summary` will include it."""
-        return self._add(
-            sensitivity_n(
+        return self._add_defined(
+            lambda: sensitivity_n(
                 self.forward_func,
                 inputs,
                 attributions,
@@ -348,7 +348,8 @@ class SensitivityN(Accumulator[SensitivityNResult]):
         """All examples since the start or the last :meth:`reset`.
 
         Raises:
-            InvalidArgumentError: nothing was evaluated, or batches differ in their sizes of sets: pass n.
+            InvalidArgumentError: nothing was evaluated, no correlation is defined, or batches differ in their sizes of
+                sets: pass n.
         """
         results = self._all()
         first = results[0]
@@ -360,4 +361,6 @@ class SensitivityN(Accumulator[SensitivityNResult]):
                 )
         names = ("per_sample", "correlations", "sums", "drops")
         joined = {name: torch.cat([getattr(result, name) for result in results]) for name in names}
-        return SensitivityNResult(n=first.n, pool=first.pool, **joined)
+        summary = SensitivityNResult(n=first.n, pool=first.pool, **joined)
+        assert_defined(summary, self.name, _UNDEFINED)
+        return summary

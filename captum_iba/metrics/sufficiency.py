@@ -16,7 +16,7 @@ from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteE
 from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._noisy_layer import NoisyLayer, noisy_layer
 from captum_iba.metrics._output import OutputType
-from captum_iba.metrics._result import MetricResult
+from captum_iba.metrics._result import MetricResult, as_seed
 from captum_iba.metrics._units import Tensors
 
 AREAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
@@ -150,6 +150,7 @@ def sufficiency(
             f"statistics is a {type(statistics).__name__}; wanted the layer's FeatureStatistics, as in iba.statistics "
             "after iba.estimate(data)."
         )
+    as_seed(seed)
     if type(n_samples) is not int or n_samples < 1:
         raise InvalidArgumentError(f"n_samples={n_samples!r}; wanted an integer of at least 1.")
     with noisy_layer(
@@ -170,13 +171,17 @@ def sufficiency(
 
 def _fitted(attributions: Tensor, noisy: NoisyLayer, exact: bool) -> Tensor:
     """The map with one value a position of the layer, (N, *positions)."""
+    if not isinstance(attributions, Tensor):
+        raise InvalidTypeError(f"attributions is a {type(attributions).__name__}; wanted a tensor.")
     values = attributions.detach().to(noisy.features.device).double()
     if not torch.isfinite(values).all():
         raise NonFiniteError("attributions contain NaN or infinity. Look at the method that made them.")
     positions, features = noisy.positions, noisy.features
     n_axes = len(positions)
-    if features.ndim > 2 and values.ndim == n_axes + 2:  # with an axis for channels
-        values = values.sum(dim=noisy.channel_dim)
+    if features.ndim > 2 and values.ndim == n_axes + 2:  # with an axis for channels: the layer's, or else the first
+        own = values.shape[noisy.channel_dim]
+        is_own = own == 1 or (own == features.shape[noisy.channel_dim] and values.shape[1] > 1)
+        values = values.sum(dim=noisy.channel_dim if is_own else 1)
     resizable = n_axes in (2, 3) and values.ndim == n_axes + 1 and not exact
     if len(values) == len(features) and resizable and tuple(values.shape[1:]) != positions:
         modes = {2: "bilinear", 3: "trilinear"}
@@ -197,22 +202,19 @@ def _kept(
 ) -> tuple[Tensor, Tensor]:
     """Which positions stay, bool (A, N, *positions), and the settings, (A,)."""
     if thresholds is not None:
-        settings = torch.as_tensor(list(thresholds), dtype=torch.float64)
+        settings = _numbers(thresholds, "thresholds")
         if settings.ndim != 1 or len(settings) == 0:
-            raise InvalidArgumentError(f"thresholds={thresholds!r}; wanted at least one number of bits.")
+            raise InvalidArgumentError(f"thresholds={thresholds!r}; wanted a sequence of bits, at least one.")
         return torch.stack([maps >= threshold for threshold in settings.tolist()]), settings
-    shares = torch.as_tensor(areas, dtype=torch.float64).to(maps.device)
-    per_example = shares if shares.ndim == 2 else shares.expand(len(maps), -1)
-    if (
-        shares.ndim not in (1, 2)
-        or per_example.shape[0] != len(maps)
-        or not bool(((shares >= 0) & (shares <= 1)).all())
-    ):
+    shares = _numbers(areas, "areas").to(maps.device)
+    fits = shares.ndim == 1 or (shares.ndim == 2 and len(shares) == len(maps))
+    if not fits or shares.numel() == 0 or not bool(((shares >= 0) & (shares <= 1)).all()):
         raise InvalidArgumentError(
             f"areas of shape {list(shares.shape)}; wanted shares from 0 to 1, (A,) or ({len(maps)}, A)."
         )
+    per_example = shares if shares.ndim == 2 else shares.expand(len(maps), -1)
     flat = maps.flatten(1)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(as_seed(seed))
     shuffled = torch.randperm(flat.shape[1], generator=generator).to(maps.device)
     places = shuffled[(-flat)[:, shuffled].argsort(dim=1, stable=True)].argsort(dim=1)
     counts = (per_example * flat.shape[1]).round()
@@ -220,16 +222,24 @@ def _kept(
     return kept.view(-1, *maps.shape), per_example.mean(dim=0)
 
 
+def _numbers(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(f"{name}={values!r}; wanted a sequence of numbers.") from error
+
+
 def _signal(mask: Tensor | None, noisy: NoisyLayer) -> Tensor:
     """Share of signal at kept positions, broadcastable to the features."""
     if mask is None:
         return torch.ones((), dtype=noisy.features.dtype, device=noisy.features.device)
-    if mask.shape != noisy.features.shape:
+    if not isinstance(mask, Tensor) or mask.shape != noisy.features.shape:
+        found = f"has shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
         raise InvalidArgumentError(
-            f"mask has shape {list(mask.shape)}; wanted the features' {list(noisy.features.shape)}: diagnostics.mask "
-            "of the same examples."
+            f"mask {found}; wanted the features' {list(noisy.features.shape)}: diagnostics.mask of the same examples."
         )
-    return mask.to(noisy.features)
+    # a bottleneck lets nothing of an inactive feature pass, and counts no bits for it
+    return torch.where(noisy.active, mask.to(noisy.features), 0.0)
 
 
 def _measure(

@@ -177,8 +177,10 @@ BUILTIN = {
     E.StatisticsFileError: ValueError,
     E.GradientModeError: RuntimeError,
     E.DeviceError: RuntimeError,
+    E.UnsupportedModelError: RuntimeError,
     E.MissingDependencyError: ImportError,
     E.MissingFileError: FileNotFoundError,
+    E.UnreadableExampleError: ValueError,
 }
 TABLE = {
     "layer of another model": Bad(

@@ -1,0 +1,103 @@
+"""What a metric of a comparison is: it measures one map of one example, and gathers the examples' records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._types import Array, Curve, MetricInfo
+from captum_iba.metrics._curves import at_fractions
+
+Record: TypeAlias = dict[str, Any]
+"""What one metric found for one map: numbers, strings and lists of them, fit for JSON."""
+
+
+@dataclass
+class ExampleState:
+    """One example on its way through the metrics.
+
+    Attributes:
+        model (nn.Module): the model.
+        inputs (Tensor): (1, C, H, W).
+        target (Tensor): (1,).
+        mask (Tensor or None): (1, H, W).
+        layer (nn.Module): of the bottleneck.
+        statistics (FeatureStatistics): of the layer.
+        rows (int): most rows at once.
+        seed (int): of everything random.
+        shared (dict): results that do not depend on the method, by column.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    target: Tensor
+    mask: Tensor | None
+    layer: nn.Module
+    statistics: FeatureStatistics
+    rows: int
+    seed: int
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+class Column(Protocol):
+    """One metric."""
+
+    @property
+    def info(self) -> MetricInfo:
+        """Heading, description and direction."""
+
+    @property
+    def needs_boxes(self) -> bool:
+        """It applies to examples with a mask, and to those alone."""
+
+    def measure(self, state: ExampleState, maps: Tensor, explain: Callable[[Tensor, Tensor], Tensor]) -> Record:
+        """Measure one map, (1, C, h, w)."""
+
+    def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
+        """Scores of all examples, NaN where there is no record, and the mean curve."""
+
+
+def scores(records: Sequence[Record | None]) -> Array:
+    """Scores of the records, NaN where there is none."""
+    return np.array([np.nan if record is None else _number(record["score"]) for record in records], dtype=np.float64)
+
+
+def _number(value: float | None) -> float:
+    """JSON has no NaN; None stands for it."""
+    return float("nan") if value is None else value
+
+
+def plain(values: Tensor) -> list[float | None]:
+    """Numbers for JSON, None for NaN."""
+    return [None if value != value else value for value in values.flatten().double().tolist()]
+
+
+def mean_and_error(rows: Sequence[Sequence[float | None]]) -> tuple[Array, Array]:
+    """Mean and standard error over the rows, (P,) each, of what is defined."""
+    values = np.array([[_number(value) for value in row] for row in rows], dtype=np.float64)
+    there = ~np.isnan(values)
+    n = there.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, values, 0).sum(axis=0) / n
+        spread = np.where(there, values - mean, 0)
+        error = np.sqrt((spread**2).sum(axis=0) / (n - 1) / n)
+    return mean, error
+
+
+def on_one_grid(records: Sequence[Record], names: Sequence[str]) -> tuple[Array, dict[str, list[list[float]]]]:
+    """Curves at common fractions: those of the example with most points."""
+    longest = max(records, key=lambda record: len(record["x"]))["x"]
+    grid = torch.tensor(longest, dtype=torch.float64)
+    lines: dict[str, list[list[float]]] = {name: [] for name in names}
+    for record in records:
+        own = torch.tensor([record["x"]], dtype=torch.float64)
+        for name in names:
+            values = torch.tensor([record[name]], dtype=torch.float64)
+            lines[name].append(at_fractions(values, own, grid)[0].tolist())
+    return np.array(longest), lines

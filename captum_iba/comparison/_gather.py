@@ -1,0 +1,95 @@
+"""From the examples' records to the results of a comparison."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from captum_iba.comparison._column import Column
+from captum_iba.comparison._types import Array, Curve, HeatMap, MethodInfo, Results
+from captum_iba.comparison.methods import Method
+from captum_iba.comparison.store import ExampleRecord, MethodRecord
+
+
+def gather(
+    records: Sequence[ExampleRecord],
+    methods: Sequence[Method],
+    columns: Sequence[Column],
+    configuration: Mapping[str, object],
+    versions: Mapping[str, str],
+) -> Results:
+    """Put the records of all examples together.
+
+    Args:
+        records (Sequence[ExampleRecord]): in the order of the data.
+        methods (Sequence[Method]): rows.
+        columns (Sequence[Column]): metrics.
+        configuration (Mapping[str, object]): of the run.
+        versions (Mapping[str, str]): of the packages.
+
+    Returns:
+        Results: scores, curves, maps, costs and reasons.
+    """
+    read = [record for record in records if not record.skipped]
+    scores: dict[str, dict[str, Array]] = {}
+    curves: dict[str, dict[str, Curve]] = {}
+    maps: dict[str, dict[str, HeatMap]] = {}
+    for method in methods:
+        own = [record.methods[method.name] for record in read]
+        scores[method.name], curves[method.name] = _gather_columns(own, columns)
+        maps[method.name] = {
+            record.info.key: result.heat_map
+            for record, result in zip(read, own, strict=True)
+            if result.heat_map is not None
+        }
+    return Results(
+        methods=[_info(method, [record.methods[method.name] for record in read]) for method in methods],
+        metrics=[column.info for column in columns],
+        examples=[record.info for record in read],
+        scores=scores,
+        curves=curves,
+        maps=maps,
+        configuration=configuration,
+        versions=versions,
+        skipped={record.info.key: record.skipped for record in records if record.skipped},
+    )
+
+
+def _gather_columns(
+    results: Sequence[MethodRecord], columns: Sequence[Column]
+) -> tuple[dict[str, Array], dict[str, Curve]]:
+    scores, curves = {}, {}
+    for column in columns:
+        name = column.info.name
+        found = [(result.metrics or {}).get(name) for result in results]
+        values, curve = column.gather([None if r is None or "undefined" in r else r for r in found])
+        scores[name] = values
+        if curve is not None:
+            curves[name] = curve
+    return scores, curves
+
+
+def _info(method: Method, results: Sequence[MethodRecord]) -> MethodInfo:
+    failures = Counter(result.failure for result in results if result.failure)
+    n_failed = sum(failures.values())
+    everywhere = n_failed == len(results) and n_failed > 0
+    return MethodInfo(
+        method.name,
+        method.description,
+        method.unit,
+        reason=failures.most_common(1)[0][0] if everywhere else "",
+        n_failed=n_failed,
+        seconds=_mean([result.seconds for result in results]),
+        peak_memory=_largest([result.memory for result in results]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else float("nan")
+
+
+def _largest(values: Sequence[float | None]) -> float:
+    return max((value for value in values if value is not None), default=float("nan"))

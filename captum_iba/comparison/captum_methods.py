@@ -1,0 +1,213 @@
+"""The paper's methods, built from Captum; parameters are those of its appendix.
+
+Maps of three channels are reduced as there: the largest absolute value for methods that rank pixels by how sensitive
+the output is to them, the mean for signed gradients, the sum for methods that share out the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import captum.attr
+import torch
+from torch import Tensor
+
+from captum_iba.attr import LayerIBA
+from captum_iba.attr.pattern_attribution import PatternAttribution
+from captum_iba.comparison._graph import assert_relu_modules
+from captum_iba.comparison.lrp import prepare_lrp
+from captum_iba.comparison.methods import BITS, Context, Explainer, register_method
+
+_STEPS = 50
+_NOISE = 0.15
+
+
+def strongest(values: Tensor) -> Tensor:
+    """Largest absolute value over the channels."""
+    return values.abs().amax(dim=1, keepdim=True)
+
+
+def mean_colour(x: Tensor) -> Tensor:
+    """Each image's mean colour everywhere."""
+    return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
+
+
+def _seed_of(image: Tensor, seed: int) -> int:
+    """A seed of an image's own, so that its result depends neither on the batch nor on the order of examples."""
+    return zlib.crc32(image.detach().float().cpu().contiguous().numpy().tobytes(), seed)
+
+
+@contextmanager
+def seeded(seed: int, like: Tensor) -> Iterator[None]:
+    """Give torch's global generator a seed, and put its state back: Captum draws its noise from it."""
+    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _random(context: Context) -> Explainer:
+    def explain(x: Tensor, _target: Tensor) -> Tensor:
+        size = x.shape[2] * x.shape[3]
+        values = torch.linspace(-1, 1, size)
+        maps = []
+        for image in x:
+            generator = torch.Generator("cpu").manual_seed(_seed_of(image, context.seed))
+            maps.append(values[torch.randperm(size, generator=generator)].view(1, *x.shape[2:]))
+        return torch.stack(maps).to(x)
+
+    return explain
+
+
+def _gradient(context: Context) -> Explainer:
+    method: Any = captum.attr.Saliency(context.copy)
+    return lambda x, y: method.attribute(x, target=y, abs=False).mean(dim=1, keepdim=True)
+
+
+def _saliency(context: Context) -> Explainer:
+    method: Any = captum.attr.Saliency(context.copy)
+    return lambda x, y: strongest(method.attribute(x, target=y))
+
+
+def _input_x_gradient(context: Context) -> Explainer:
+    method: Any = captum.attr.InputXGradient(context.copy)
+    return lambda x, y: method.attribute(x, target=y).sum(dim=1, keepdim=True)
+
+
+def _integrated_gradients(context: Context) -> Explainer:
+    method: Any = captum.attr.IntegratedGradients(context.copy, multiply_by_inputs=False)
+    options = {"n_steps": _STEPS, "method": "riemann_right"} | context.options_of("IntegratedGradients")
+
+    def explain(x: Tensor, y: Tensor) -> Tensor:
+        rows = max(context.rows, len(x))
+        return strongest(method.attribute(x, mean_colour(x), target=y, internal_batch_size=rows, **options))
+
+    return explain
+
+
+def _smooth_grad(context: Context) -> Explainer:
+    method: Any = captum.attr.NoiseTunnel(captum.attr.Saliency(context.copy))
+    options = {"nt_samples": _STEPS} | context.options_of("SmoothGrad")
+
+    def explain(x: Tensor, y: Tensor) -> Tensor:
+        maps = []
+        # one by one: the noise follows each image's own range
+        for image, label in zip(torch.split(x, 1), torch.split(y, 1), strict=True):
+            spread = _NOISE * float(image.max() - image.min())
+            with seeded(_seed_of(image, context.seed), image):
+                maps.append(
+                    method.attribute(
+                        image, target=label, stdevs=spread, nt_samples_batch_size=context.rows, abs=False, **options
+                    )
+                )
+        return strongest(torch.cat(maps))
+
+    return explain
+
+
+def _with_relu_rule(method_class: Callable[..., Any]) -> Callable[[Context], Explainer]:
+    def build(context: Context) -> Explainer:
+        assert_relu_modules(context.copy, context.example)
+        method: Any = method_class(context.copy)
+        return lambda x, y: strongest(method.attribute(x, target=y))
+
+    return build
+
+
+def _grad_cam(context: Context) -> Explainer:
+    method: Any = captum.attr.LayerGradCam(context.copy, context.in_copy(context.gradcam_layer))
+    return lambda x, y: method.attribute(x, target=y, relu_attributions=True)
+
+
+def _guided_grad_cam(context: Context) -> Explainer:
+    assert_relu_modules(context.copy, context.example)
+    method: Any = captum.attr.GuidedGradCam(context.copy, context.in_copy(context.gradcam_layer))
+    return lambda x, y: strongest(method.attribute(x, target=y, interpolate_mode="bilinear"))
+
+
+def _occlusion(side: int) -> Callable[[Context], Explainer]:
+    def build(context: Context) -> Explainer:
+        method: Any = captum.attr.Occlusion(context.copy)
+
+        def explain(x: Tensor, y: Tensor) -> Tensor:
+            window = (x.shape[1], side, side)
+            options = {"baselines": mean_colour(x), "target": y, "perturbations_per_eval": context.rows}
+            with torch.no_grad():
+                values: Tensor = method.attribute(x, window, strides=window, **options)
+            return values[:, :1]
+
+        return explain
+
+    return build
+
+
+def _deep_lift(context: Context) -> Explainer:
+    method: Any = captum.attr.DeepLift(context.copy)
+    return lambda x, y: method.attribute(x, mean_colour(x), target=y).sum(dim=1, keepdim=True)
+
+
+def _lrp(context: Context) -> Explainer:
+    method: Any = captum.attr.LRP(prepare_lrp(context.model, context.example, **context.options_of("LRP")))
+    return lambda x, y: method.attribute(x, target=y).sum(dim=1, keepdim=True)
+
+
+def _pattern_attribution(context: Context) -> Explainer:
+    method: Any = PatternAttribution(context.copy).fit(context.calibration())
+    return lambda x, y: method.attribute(x, target=y).sum(dim=1, keepdim=True)
+
+
+def _layer_iba(context: Context) -> Explainer:
+    method: Any = LayerIBA(context.model, context.layer, statistics=context.statistics)
+    options = {"seed": context.seed} | context.options_of("LayerIBA")
+
+    def explain(x: Tensor, y: Tensor) -> Tensor:
+        bits: Tensor = method.attribute(x, target=y, internal_batch_size=max(context.rows, len(x)), **options)
+        return bits
+
+    return explain
+
+
+for _name, _build, _description in (
+    ("Random", _random, "A random ranking of the pixels, without ties."),
+    ("Gradient", _gradient, "Gradient of the class score, mean over the channels, with its sign."),
+    ("Saliency", _saliency, "Absolute gradient, largest over the channels."),
+    ("InputXGradient", _input_x_gradient, "Input times gradient, summed over the channels."),
+    (
+        "IntegratedGradients",
+        _integrated_gradients,
+        f"Mean gradient along the path from the image's mean colour, {_STEPS} steps, not multiplied by the input; "
+        "largest absolute value over the channels.",
+    ),
+    (
+        "SmoothGrad",
+        _smooth_grad,
+        f"Mean gradient over {_STEPS} noisy copies, deviation {_NOISE} of the image's range; largest absolute value "
+        "over the channels.",
+    ),
+    (
+        "GuidedBackprop",
+        _with_relu_rule(captum.attr.GuidedBackprop),
+        "Gradient that passes only positive values back through each ReLU; largest absolute value over the channels.",
+    ),
+    (
+        "Deconvolution",
+        _with_relu_rule(captum.attr.Deconvolution),
+        "Positive gradients passed back through each ReLU, whatever went forward; largest absolute value over the "
+        "channels.",
+    ),
+    ("LayerGradCam", _grad_cam, "GradCAM at the last feature map, positive part, of the explained class."),
+    ("GuidedGradCam", _guided_grad_cam, "GuidedBackprop times GradCAM; largest absolute value over the channels."),
+    ("Occlusion-8x8", _occlusion(8), "Fall of the score when a tile of 8 x 8 pixels takes the image's mean colour."),
+    ("Occlusion-14x14", _occlusion(14), "Fall of the score when a tile of 14 x 14 pixels takes the mean colour."),
+    ("DeepLift", _deep_lift, "DeepLift (rescale) against the image's mean colour, summed over the channels."),
+    ("LRP", _lrp, "Layer-wise relevance propagation with the epsilon rule, epsilon 5, summed over the channels."),
+    (
+        "PatternAttribution",
+        _pattern_attribution,
+        "Fitted patterns in place of weights on the way back, summed over the channels.",
+    ),
+):
+    register_method(_name, _build, _description)
+register_method("LayerIBA", _layer_iba, "The per-sample information bottleneck, with the paper's parameters.", BITS)

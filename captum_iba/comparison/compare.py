@@ -1,0 +1,309 @@
+"""Every method, every metric, one call."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import captum
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from captum_iba._warn import Warner
+from captum_iba.attr import LayerIBA, suggest_layer
+from captum_iba.attr._model import device_of, evaluation_mode
+from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._column import Column
+from captum_iba.comparison._gather import gather
+from captum_iba.comparison._processes import from_all, process_group, rank, world_size
+from captum_iba.comparison._runner import Plan, Runner, probabilities_are_logits
+from captum_iba.comparison.columns import find_columns
+from captum_iba.comparison.dataset import ExampleSet, as_examples
+from captum_iba.comparison.methods import Context, Explainer, Method, find_methods, last_feature_map
+from captum_iba.comparison.report import Report
+from captum_iba.comparison.store import ExampleRecord, Store
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, UnreadableExampleError
+
+_OWN_CALIBRATION, _BATCH = 1000, 16
+
+
+def compare(
+    model: nn.Module,
+    dataset: object,
+    methods: str | Sequence[str | Method] | Mapping[str, Explainer] = "paper",
+    metrics: str | Sequence[str | Column] = "paper",
+    layer: nn.Module | str | None = None,
+    *,
+    gradcam_layer: nn.Module | str | None = None,
+    statistics: FeatureStatistics | None = None,
+    calibration: Iterable[Any] | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    n_steps: int | None = None,
+    n_perturb_samples: int = 100,
+    categories: Sequence[str] | None = None,
+    to_display: Callable[[Tensor], Tensor] | None = None,
+    n_pictures: int = 40,
+    store: str | os.PathLike[str] | None = None,
+    max_examples_per_batch: int = 32,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Report:
+    """Compare attribution methods on a model and a data set.
+
+    Examples are explained one by one, and each one's results are written to ``store`` as they come: a run that is
+    interrupted, or killed, goes on where it was when it is started again with the same arguments. Under ``torchrun``
+    the examples are shared out among the processes. A method that cannot run on the model is a row with its reason.
+
+    Args:
+        model (torch.nn.Module): returns logits (N, classes).
+        dataset (object): tensors (images, targets) or (images, targets, masks); a torch Dataset of (image, target) or
+            (image, target, mask); a :class:`PhotoFolder`; the demo's canvases; see :func:`as_examples`.
+        methods (str, Sequence or Mapping, optional): ``"paper"``; ``"all"``, with those of :func:`register_method`;
+            names; or functions ``explain(inputs, target) -> maps`` by name. Default: ``"paper"``.
+        metrics (str or Sequence, optional): ``"paper"``: degradation 8x8 and 14x14, bounding box (on examples with a
+            mask), sensitivity-n, sufficiency; ``"all"``: with insertion, deletion, and Captum's infidelity and
+            sensitivity_max; or names. Default: ``"paper"``.
+        layer (torch.nn.Module or str, optional): of the bottleneck, and of sufficiency. Default: None:
+            :func:`suggest_layer`.
+        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map.
+        statistics (FeatureStatistics, optional): of ``layer``. Default: None: from ``calibration``.
+        calibration (Iterable, optional): batches of images, or tuples that begin with them, which can be iterated
+            again: for the statistics, and for PatternAttribution. Default: None: up to 1000 of the data set's own
+            images, with a warning.
+        method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``.
+            Default: None.
+        n_steps (int, optional): points on the degradation curves. Default: None: every tile.
+        n_perturb_samples (int, optional): sets of sensitivity-n for each n. Default: 100 (paper).
+        categories (Sequence[str], optional): names of the classes, for the report. Default: None: their numbers.
+        to_display (Callable, optional): undoes the normalisation of an image, for the pictures. Default: None: the
+            data set's own, or no pictures.
+        n_pictures (int, optional): number of examples, from the first, whose pictures are kept. Default: 40.
+        store (str or PathLike, optional): SQLite file of the results. Default: None: in memory, so that nothing can be
+            resumed.
+        max_examples_per_batch (int, optional): most rows in one forward pass; out of memory it is halved.
+            Default: 32.
+        seed (int, optional): of everything random. Default: 0.
+        show_progress (bool, optional): show a progress bar with the time left. Default: False.
+
+    Returns:
+        Report: table, curves, pictures; the same on all processes.
+
+    Raises:
+        InvalidTypeError: model is no module, or an argument of another type.
+        InvalidArgumentError: an argument that cannot be used; ``store`` belongs to another configuration; no example
+            could be read.
+
+    Examples::
+
+        >>> from captum_iba.demo import LAYER, load_canvases, load_model
+        >>> report = compare(load_model(), load_canvases("test", 2), ["LayerIBA", "Saliency"], ["bounding box"],
+        ...                  layer=LAYER, calibration=[load_canvases("train", 1000).images])
+        >>> report.mean("LayerIBA", "bounding box") > report.mean("Saliency", "bounding box")
+        True
+    """
+    _assert_arguments(model, n_pictures, max_examples_per_batch, seed)
+    examples = as_examples(dataset, to_display=to_display)
+    chosen, columns = find_methods(methods), find_columns(metrics, n_steps, n_perturb_samples)
+    warner = Warner()
+    with process_group(), evaluation_mode([model], warner):
+        example = _first(examples).to(device_of([model]) or "cpu")[None]
+        probabilities_are_logits(model, example)
+        bottleneck = _module(model, layer, "layer") or suggest_layer(model, example)
+        calibrate = _calibration(calibration, examples, warner, statistics is None)
+        if statistics is None:
+            statistics = LayerIBA(model, bottleneck).estimate(calibrate()).statistics
+        if not isinstance(statistics, FeatureStatistics):
+            raise InvalidTypeError(f"statistics is a {type(statistics).__name__}; wanted FeatureStatistics.")
+        context = Context(
+            model,
+            bottleneck,
+            _module(model, gradcam_layer, "gradcam_layer") or last_feature_map(model, example),
+            statistics,
+            example,
+            calibrate,
+            max_examples_per_batch,
+            seed,
+            method_options or {},
+        )
+        plan = Plan(chosen, columns, context, categories, frozenset(list(examples.keys)[:n_pictures]))
+        configuration = _configuration(plan, examples, n_pictures)
+        records = _run(plan, examples, store, configuration, show_progress)
+    return Report(gather(records, chosen, columns, _shown(configuration), _versions()))
+
+
+def _assert_arguments(model: object, n_pictures: int, max_examples_per_batch: int, seed: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(
+            f"model is a {type(model).__name__}; wanted a torch.nn.Module, as some methods change copies of its parts."
+        )
+    for name, value, least in (
+        ("n_pictures", n_pictures, 0),
+        ("max_examples_per_batch", max_examples_per_batch, 1),
+        ("seed", seed, 0),
+    ):
+        if type(value) is not int or value < least:
+            raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least {least}.")
+
+
+def _first(examples: ExampleSet) -> Tensor:
+    """The first example that can be read."""
+    reason = "there are none"
+    for index in range(len(examples.keys)):
+        try:
+            return examples.load(index).inputs
+        except UnreadableExampleError as error:
+            reason = str(error)
+    raise InvalidArgumentError(f"No example of the data set can be read: {reason}")
+
+
+def _module(model: nn.Module, layer: nn.Module | str | None, argument: str) -> nn.Module | None:
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if layer is None:
+        return None
+    if isinstance(layer, nn.Module) and layer in modules.values():
+        return layer
+    if isinstance(layer, str) and layer in modules and layer:
+        return modules[layer]
+    children = ", ".join(name for name in modules if name and "." not in name)
+    raise InvalidArgumentError(
+        f"{argument}={layer if isinstance(layer, str) else type(layer).__name__!r} is not in the model; its children "
+        f"are {children}, and dotted names reach further in."
+    )
+
+
+def _calibration(
+    calibration: Iterable[Any] | None, examples: ExampleSet, warner: Warner, for_statistics: bool
+) -> Callable[[], Iterator[Tensor]]:
+    """Batches of images, as often as they are asked for."""
+    if calibration is None:
+        if for_statistics:
+            warner.once(
+                "calibration",
+                "The feature statistics come from the compared images themselves, so the bits are no strict upper "
+                "bound. Pass calibration=..., other images of the kind.",
+            )
+        return lambda: _own_images(examples)
+    batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+
+    def images() -> Iterator[Tensor]:
+        for batch in [batches] if isinstance(batches, Tensor) else batches:
+            yield batch[0] if isinstance(batch, (tuple, list)) else batch
+
+    return images
+
+
+def _own_images(examples: ExampleSet) -> Iterator[Tensor]:
+    held: list[Tensor] = []
+    for index in range(min(len(examples.keys), _OWN_CALIBRATION)):
+        try:
+            image = examples.load(index).inputs
+        except UnreadableExampleError:  # it becomes a row with its reason later
+            continue
+        if held and (image.shape != held[0].shape or len(held) == _BATCH):
+            yield torch.stack(held)
+            held = []
+        held.append(image)
+    if held:
+        yield torch.stack(held)
+
+
+def _configuration(plan: Plan, examples: ExampleSet, n_pictures: int) -> dict[str, object]:
+    """All that the results depend on, fit for JSON."""
+    context = plan.context
+    names = {module: name for name, module in context.model.named_modules()}
+    return {
+        "model": type(context.model).__name__,
+        "weights": _digest(context.model.state_dict().values()),
+        "layer": names[context.layer],
+        "gradcam_layer": names[context.gradcam_layer],
+        "statistics": _digest([context.statistics.mean, context.statistics.std]),
+        "methods": [f"{method.name}: {method.description}" for method in plan.methods],
+        "method_options": {name: {k: repr(v) for k, v in o.items()} for name, o in context.options.items()},
+        "metrics": [repr(column) for column in plan.columns],
+        "data": dict(examples.fingerprint),
+        "n_pictures": n_pictures,
+        "seed": context.seed,
+        "versions": _versions(),
+    }
+
+
+def _shown(configuration: Mapping[str, object]) -> dict[str, object]:
+    """The configuration as the report shows it."""
+    return {name: value for name, value in configuration.items() if name != "versions"}
+
+
+def _versions() -> dict[str, str]:
+    from captum_iba import __version__
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "captum": captum.__version__,
+        "captum_iba": __version__,
+    }
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _run(
+    plan: Plan,
+    examples: ExampleSet,
+    path: str | os.PathLike[str] | None,
+    configuration: Mapping[str, object],
+    show_progress: bool,
+) -> list[ExampleRecord]:
+    """Records of all examples, in the order of the data; those that are stored are not computed again."""
+    with Store(_own_file(path), configuration) as store:
+        if rank() == 0 and path is not None:
+            _import_others(store, Path(path), configuration)
+        done = set().union(*from_all(store.keys()))
+        todo = [index for index, key in enumerate(examples.keys) if key not in done]
+        mine = todo[rank() :: world_size()]
+        bar = tqdm(
+            total=len(examples.keys) * len(plan.methods) if world_size() == 1 else len(mine) * len(plan.methods),
+            initial=(len(examples.keys) - len(todo)) * len(plan.methods) if world_size() == 1 else 0,
+            desc="compare",
+            unit="map",
+            disable=not show_progress or rank() > 0,
+        )
+        with bar:
+            runner = Runner(plan, bar.update)
+            for index in mine:
+                store.add(runner.measure(examples, index))
+        records = {record.info.key: record for of_rank in from_all(list(store.read())) for record in of_rank}
+        if rank() == 0:
+            for key in records.keys() - store.keys():
+                store.add(records[key])
+    return [records[key] for key in examples.keys]
+
+
+def _own_file(path: str | os.PathLike[str] | None) -> Path | None:
+    """The file of this process: two processes never write to one, which might be on two machines."""
+    if path is None or rank() == 0:
+        return None if path is None else Path(path)
+    return _of_rank(Path(path), str(rank()))
+
+
+def _of_rank(path: Path, number: str) -> Path:
+    return path.with_name(f"{path.stem}.rank{number}{path.suffix}")
+
+
+def _import_others(store: Store, path: Path, configuration: Mapping[str, object]) -> None:
+    """Take over what an earlier run of more processes left behind."""
+    known = store.keys()
+    for other in sorted(path.parent.glob(_of_rank(path, "*").name)):
+        with Store(other, configuration) as left:
+            for record in left.read():
+                if record.info.key not in known:
+                    store.add(record)
+                    known.add(record.info.key)

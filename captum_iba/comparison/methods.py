@@ -1,0 +1,247 @@
+"""The methods of a comparison: a registry of names, and what builds each for a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+
+Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed."""
+
+NO_UNIT = "relevance, no unit"
+BITS = "bits per pixel"
+
+
+@dataclass
+class Context:
+    """What methods are built from.
+
+    Attributes:
+        model (nn.Module): the model to explain; methods leave it as it is and change copies.
+        layer (nn.Module): of the bottleneck.
+        gradcam_layer (nn.Module): of the GradCAM methods.
+        statistics (FeatureStatistics): of ``layer``.
+        example (Tensor): (1, C, H, W), the first example.
+        calibration (Callable): returns an iterable of batches for methods that are fitted.
+        rows (int): most rows at once; halved when memory runs out.
+        seed (int): of everything random.
+        options (Mapping[str, Mapping[str, Any]]): further arguments by method, such as ``{"LayerIBA": {"beta": 1}}``.
+    """
+
+    model: nn.Module
+    layer: nn.Module
+    gradcam_layer: nn.Module
+    statistics: FeatureStatistics
+    example: Tensor
+    calibration: Callable[[], Iterable[Tensor]]
+    rows: int = 32
+    seed: int = 0
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The user's arguments of a method."""
+        return dict(self.options.get(name, {}))
+
+    @cached_property
+    def copy(self) -> nn.Module:
+        """A copy of the model whose activations do not overwrite their input, which backward hooks need."""
+        duplicate = copy.deepcopy(self.model)
+        for module in duplicate.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]
+        return duplicate
+
+    def in_copy(self, layer: nn.Module) -> nn.Module:
+        """The module of :attr:`copy` that corresponds to one of the model."""
+        name = next(name for name, module in self.model.named_modules() if module is layer)
+        return self.copy.get_submodule(name)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name (str): its row's heading.
+        build (Callable): ``build(context) -> explain``; raises where the model does not suit it, and the message
+            becomes the row's reason.
+        description (str): what it is, with its parameters.
+        unit (str): of its maps: ``"bits per pixel"`` for bits per position, which are resized with their total kept
+            for the pictures, else anything.
+    """
+
+    name: str
+    build: Callable[[Context], Explainer]
+    description: str = ""
+    unit: str = NO_UNIT
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(
+    name: str, build: Callable[[Context], Explainer], description: str = "", unit: str = NO_UNIT
+) -> Method:
+    """Add a method to the registry, for :func:`compare` and the command line; one of the same name is replaced.
+
+    Args:
+        name (str): the row's heading.
+        build (Callable): ``build(context) -> explain``, see :class:`Context`, with
+            ``explain(inputs, target) -> maps``. It runs once for a comparison.
+        description (str, optional): for the report. Default: empty.
+        unit (str, optional): of the maps. Default: none.
+
+    Returns:
+        Method: the entry.
+
+    Raises:
+        InvalidTypeError: build cannot be called.
+
+    Examples::
+
+        >>> method = register_method("Brightness", lambda context: lambda inputs, target: inputs, "the image itself")
+        >>> "Brightness" in registered_methods()
+        True
+        >>> unregister_method("Brightness")
+    """
+    if not callable(build):
+        raise InvalidTypeError(f"build is a {type(build).__name__}; wanted a function of the context.")
+    _METHODS[name] = Method(name, build, description, unit)
+    return _METHODS[name]
+
+
+def unregister_method(name: str) -> None:
+    """Take a method out of the registry.
+
+    Raises:
+        InvalidArgumentError: there is none of this name.
+    """
+    if name not in _METHODS:
+        raise _unknown(name)
+    del _METHODS[name]
+
+
+def registered_methods() -> tuple[str, ...]:
+    """Names of all methods, in the order of their registration."""
+    _load_own()
+    return tuple(_METHODS)
+
+
+def find_methods(methods: str | Sequence[str | Method] | Mapping[str, Explainer]) -> list[Method]:
+    """The methods of a comparison.
+
+    Args:
+        methods (str, Sequence or Mapping): ``"paper"``; ``"all"`` that are registered; names and :class:`Method` s; or
+            functions ``explain(inputs, target) -> maps`` by name.
+
+    Raises:
+        InvalidArgumentError: an unknown name, one twice, or none at all.
+        InvalidTypeError: something else.
+    """
+    _load_own()
+    if isinstance(methods, Mapping):
+        found = [_of_function(name, explain) for name, explain in methods.items()]
+    elif isinstance(methods, str):
+        names = {"paper": PAPER, "all": tuple(_METHODS)}.get(methods, (methods,))
+        found = [_find(name) for name in names]
+    elif isinstance(methods, Sequence):
+        found = [method if isinstance(method, Method) else _find(method) for method in methods]
+    else:
+        raise InvalidTypeError(
+            f"methods is a {type(methods).__name__}; wanted 'paper', names, or functions (inputs, target) -> maps by "
+            "name."
+        )
+    names = tuple(method.name for method in found)
+    if not found or len(set(names)) < len(names):
+        raise InvalidArgumentError(f"methods={list(names)}; wanted at least one, each once.")
+    return found
+
+
+def _of_function(name: str, explain: Explainer) -> Method:
+    if not callable(explain):
+        raise InvalidTypeError(f"methods[{name!r}] is a {type(explain).__name__}; wanted (inputs, target) -> maps.")
+    return Method(name, lambda context: explain, getattr(explain, "__doc__", None) or "")
+
+
+def _find(name: object) -> Method:
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"A method is a {type(name).__name__}; wanted its name, or a Method.")
+    if name not in _METHODS:
+        raise _unknown(name)
+    return _METHODS[name]
+
+
+def _unknown(name: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"There is no method {name!r}. Known are {', '.join(_METHODS)}; register_method adds one."
+    )
+
+
+def _load_own() -> None:
+    """Register the methods of this package, which must know this module."""
+    import captum_iba.comparison.captum_methods  # noqa: F401
+
+
+PAPER = (
+    "LayerIBA",
+    "Random",
+    "Gradient",
+    "Saliency",
+    "InputXGradient",
+    "IntegratedGradients",
+    "SmoothGrad",
+    "GuidedBackprop",
+    "Deconvolution",
+    "LayerGradCam",
+    "GuidedGradCam",
+    "Occlusion-8x8",
+    "Occlusion-14x14",
+    "DeepLift",
+    "LRP",
+    "PatternAttribution",
+)
+"""The methods of the paper's Table 2, and Captum's further ones."""
+
+
+def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
+    """The last module whose output is a spatial map of features rather than of classes: where GradCAM is put.
+
+    Args:
+        model (nn.Module): in evaluation mode.
+        example (Tensor): (1, C, H, W).
+
+    Raises:
+        InvalidArgumentError: no module gives a map with more than one position.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.pop(module, None)
+            outputs[module] = output
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            logits = model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    n_classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else -1
+    maps = [m for m, out in outputs.items() if out.ndim == 4 and min(out.shape[2:]) > 1 and out.shape[1] != n_classes]
+    blocks = [m for m in maps if not any(m in other.modules() for other in maps if other is not m)]
+    if not blocks:
+        raise InvalidArgumentError(
+            f"No module of {type(model).__name__} gives a spatial feature map; pass gradcam_layer, and choose methods "
+            "that suit the model."
+        )
+    return blocks[-1]

@@ -1,0 +1,178 @@
+"""Results of a comparison as they come, in SQLite: one transaction an example."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captum_iba.comparison._types import ExampleInfo, HeatMap
+from captum_iba.errors import InvalidArgumentError, MissingFileError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS configuration (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS examples (
+    key TEXT PRIMARY KEY, skipped TEXT, target TEXT, predicted TEXT, probability REAL, photo BLOB, boxes TEXT
+);
+CREATE TABLE IF NOT EXISTS results (
+    key TEXT NOT NULL, method TEXT NOT NULL, failure TEXT, seconds REAL, memory REAL, metrics TEXT, map BLOB, low REAL,
+    high REAL, PRIMARY KEY (key, method)
+);
+"""
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """What one method gave for one example.
+
+    Attributes:
+        failure (str): why it gave nothing; empty where it did.
+        seconds (float or None): time of the attribution.
+        memory (float or None): MB, most above what was in use before.
+        metrics (Mapping[str, Any]): record by metric.
+        heat_map (HeatMap or None): for the pictures.
+    """
+
+    failure: str = ""
+    seconds: float | None = None
+    memory: float | None = None
+    metrics: Mapping[str, Any] | None = None
+    heat_map: HeatMap | None = None
+
+
+@dataclass(frozen=True)
+class ExampleRecord:
+    """All that was found for one example.
+
+    Attributes:
+        info (ExampleInfo): the example.
+        skipped (str): why it could not be read; empty where it could.
+        methods (Mapping[str, MethodRecord]): by name.
+    """
+
+    info: ExampleInfo
+    skipped: str
+    methods: Mapping[str, MethodRecord]
+
+
+class Store:
+    """A file of results.
+
+    Args:
+        path (Path, optional): the file, made if it is not there; None keeps everything in memory.
+        configuration (Mapping): what the results depend on. A file made under another one is refused.
+
+    Raises:
+        InvalidArgumentError: the file belongs to another configuration, or is no such file.
+        MissingFileError: its folder does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, configuration: Mapping[str, object]) -> None:
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise MissingFileError(f"The folder of {str(path)!r} does not exist; create it first.")
+        self.path = None if path is None else Path(path)
+        try:
+            self._connection = sqlite3.connect(":memory:" if path is None else path, timeout=60)
+            self._connection.executescript(_SCHEMA)
+            self._check(configuration)
+        except sqlite3.DatabaseError as error:
+            raise InvalidArgumentError(
+                f"store={str(path)!r} cannot be used: {error}. Pass another file, or remove this one to start anew."
+            ) from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._connection.close()
+
+    def _check(self, configuration: Mapping[str, object]) -> None:
+        wanted = {name: json.dumps(value, sort_keys=True) for name, value in configuration.items()}
+        found = dict(self._connection.execute("SELECT name, value FROM configuration"))
+        if not found:
+            with self._connection:
+                self._connection.executemany("INSERT INTO configuration VALUES (?, ?)", wanted.items())
+            return
+        differences = [
+            f"{name} was {found.get(name, 'absent')[:200]}, is {wanted.get(name, 'absent')[:200]}"
+            for name in sorted(wanted.keys() | found.keys())
+            if wanted.get(name) != found.get(name)
+        ]
+        if differences:
+            raise InvalidArgumentError(
+                f"store={str(self.path)!r} holds results of another configuration: {'; '.join(differences)}. Use the "
+                "old arguments to go on, or another file to start anew."
+            )
+
+    def add(self, record: ExampleRecord) -> None:
+        """Write an example with all its results, in one transaction."""
+        info = record.info
+        boxes = None if info.boxes is None else json.dumps(np.asarray(info.boxes).tolist())
+        with self._connection:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (info.key, record.skipped, info.target, info.predicted, _finite(info.probability), info.photo, boxes),
+            )
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_method_row(info.key, name, result) for name, result in record.methods.items()],
+            )
+
+    def keys(self) -> set[str]:
+        """Keys of the examples that are done."""
+        return {key for (key,) in self._connection.execute("SELECT key FROM examples")}
+
+    def read(self) -> Iterator[ExampleRecord]:
+        """All examples, in no particular order."""
+        for key, skipped, target, predicted, probability, photo, boxes in self._connection.execute(
+            "SELECT * FROM examples"
+        ).fetchall():
+            info = ExampleInfo(
+                key,
+                target,
+                predicted,
+                float("nan") if probability is None else probability,
+                photo or b"",
+                None if boxes is None else np.array(json.loads(boxes), dtype=np.float64).reshape(-1, 4),
+            )
+            rows = self._connection.execute(
+                "SELECT method, failure, seconds, memory, metrics, map, low, high FROM results WHERE key = ?", (key,)
+            )
+            yield ExampleRecord(info, skipped, {row[0]: _method_record(*row[1:]) for row in rows})
+
+
+def _finite(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _method_row(key: str, name: str, result: MethodRecord) -> tuple[object, ...]:
+    image, low, high = None, None, None
+    if result.heat_map is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, levels=result.heat_map.levels)
+        image, low, high = buffer.getvalue(), result.heat_map.low, result.heat_map.high
+    metrics = json.dumps(result.metrics or {}, allow_nan=False)
+    return key, name, result.failure, result.seconds, result.memory, metrics, image, low, high
+
+
+def _method_record(
+    failure: str,
+    seconds: float | None,
+    memory: float | None,
+    metrics: str,
+    image: bytes | None,
+    low: float | None,
+    high: float | None,
+) -> MethodRecord:
+    heat_map = None
+    if image is not None and low is not None and high is not None:
+        with np.load(io.BytesIO(image)) as stored:
+            heat_map = HeatMap(stored["levels"], low, high)
+    return MethodRecord(failure, seconds, memory, json.loads(metrics), heat_map)
