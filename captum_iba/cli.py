@@ -1,4 +1,4 @@
-"""The command line: ``captum-iba demo`` and ``captum-iba explain``."""
+"""The command line: ``captum-iba demo``, ``captum-iba explain`` and ``captum-iba compare``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from captum_iba._cli_compare import add_parser as add_compare
 from captum_iba.attr import LayerIBA, resize_bits, suggest_layer
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MissingFileError, StatisticsError
 from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"captum-iba: {error}. Choose another --output.", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("captum-iba: interrupted; what is written stays.", file=sys.stderr)
+        print(
+            "captum-iba: interrupted; what is written stays, and the same command goes on from there.", file=sys.stderr
+        )
         return 130
     return status
 
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("iba-explained"), metavar="DIR", help="default: iba-explained"
     )
     explain.set_defaults(run=_explain)
+    add_compare(commands)
     return parser
 
 

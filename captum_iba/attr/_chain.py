@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -132,7 +131,7 @@ class _Tracer:
     def __init__(self, x: Tensor) -> None:
         self.steps: list[tuple[str, nn.Module]] = []
         self.values: list[Tensor] = []
-        self._value = x
+        self._value, self._before = x, "the input"
 
     def visit(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: check what the module is given, and run it here too."""
@@ -142,6 +141,7 @@ class _Tracer:
         self.arrive(given[0], f"what {where} takes")
         repeats = sum(step is module for _, step in self.steps)
         self._append(f"{name}#{repeats + 1}" if repeats else name, module)
+        self._before = f"what {name!r} gives"
 
     def arrive(self, given: Tensor, what: str) -> None:
         """Compare the chain's value with what the model has, flattening where the shape asks for it."""
@@ -149,11 +149,10 @@ class _Tracer:
         if self._value.shape != given.shape and self._value.flatten(1).shape == given.shape:
             self._append(f"flatten#{len(self.steps)}", nn.Flatten())
         if not _is_same(self._value, given):
-            before = f"what {self.steps[-1][0]!r} gives" if self.steps else "the input"
             raise UnsupportedModelError(
-                f"The network is not a chain of modules: {what} is not {before}. There is a residual or branching "
-                "connection in between, or a function such as torch.relu that is no module. Put nn.ReLU() and the "
-                "like in the place of functions; for networks with branches choose another method."
+                f"The network is not a chain of modules: {what} is not {self._before}. There is a residual or "
+                "branching connection in between, or a function such as torch.relu that is no module. Put nn.ReLU() "
+                "and the like in the place of functions; for networks with branches choose another method."
             )
 
     def _append(self, name: str, module: nn.Module) -> None:
@@ -210,7 +209,7 @@ def _run_module(module: nn.Module, x: Tensor) -> Tensor:
 def _is_same(ours: Tensor, theirs: Tensor) -> bool:
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
-    if torch.equal(ours, theirs) or ours.numel() == 0:
+    if bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all()):
         return True
     return bool((ours - theirs).abs().max() <= _TOLERANCE * ours.abs().max())
 

@@ -144,6 +144,8 @@ class PatternAttribution(GradientAttribution):
             raise InvalidArgumentError(f"patterns={patterns!r}; wanted 'relu' or 'linear'.")
         if not isinstance(max_examples, int) or max_examples < 2:
             raise InvalidArgumentError(f"max_examples={max_examples!r}; wanted an integer of at least 2.")
+        if not isinstance(data, Iterable):
+            raise InvalidTypeError(f"data is a {type(data).__name__}; wanted an iterable of batches.")
         with self._undisturbed() as (forward_func, modules):
             estimators: dict[str, PatternEstimator] = {}
             links: list[Link] = []

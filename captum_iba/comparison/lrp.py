@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_iba._captum import Addition_Module, EpsilonRule, PropagationRule
@@ -23,7 +24,7 @@ _EXACT = (
     *(*_NORMS, Addition_Module),
 )
 _RULED = (*_WEIGHTED, *_EXACT)
-# for these very types, and not for their subclasses, Captum hands the relevance of the output on
+# the relevance of their output is that of their input
 _ACTIVATIONS = (nn.ReLU, nn.Tanh)
 
 
@@ -31,9 +32,9 @@ def prepare_lrp(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], epsilon: 
     r"""Copy a model so that ``captum.attr.LRP`` runs on the copy, or say why it cannot be right.
 
     Convolutions and linear layers get the epsilon rule, pooling, batch normalisation and ``Addition_Module`` Captum's
-    default rule, and modules that only move numbers about or do nothing in evaluation mode hand relevance through
-    unchanged. The copy is in evaluation mode, its activations are not in place, and its rules stay for any number of
-    calls. Captum leaves rules and hooks behind on the model that it explains; on the copy they do no harm.
+    default rule; ReLU, Tanh and modules that only move numbers about or do nothing in evaluation mode hand relevance
+    through unchanged. The copy is in evaluation mode, its activations are not in place, and its rules stay for any
+    number of calls. Captum leaves traces on the model that it explains; on the copy they do no harm.
 
     LRP rules belong to modules. What a model computes in code between them, Captum passes over without a word: the
     result is then no longer conserved. One example is therefore run, and its autograd graph has to consist of modules
@@ -80,7 +81,7 @@ def prepare_lrp(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], epsilon: 
             module.inplace = False  # type: ignore[assignment]
     graph = read_graph(prepared, inputs)
     _assert_modules_only(graph)
-    _assert_single_runs(prepared, graph)
+    _assert_single_runs(graph)
     _assert_branches(graph)
     _attach_rules(prepared, graph, epsilon)
     return prepared
@@ -102,6 +103,30 @@ class _PassThrough(PropagationRule):
 
     def _manipulate_weights(self, module: Any, inputs: Any, outputs: Any) -> None:
         """Change no weights."""
+
+
+class _Activation(_PassThrough):
+    """Hands the relevance of an activation's output to its input.
+
+    Captum does this by module hooks that are confused by a module in two branches, or by two activations that meet in
+    an addition.
+    """
+
+    def forward_hook(self, module: Any, inputs: Any, outputs: Any) -> Any:
+        """Give the output the gradient of the identity."""
+        return _Straight.apply(inputs[0], outputs)
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        """The value."""
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient as it is."""
+        return gradients[0], None
 
 
 class _Lasting:
@@ -139,19 +164,22 @@ def _assert_modules_only(graph: Graph) -> None:
     """Every operation belongs to a module with a rule, or keeps relevance as it is."""
     reasons: dict[str, None] = {}
     for call in graph.calls:
-        if _is_leaf(call) and not _is_passive(call):
+        if _is_leaf(call):
             _assert_rule(call)
-        elif not _is_leaf(call):
-            in_code = [node for node in call.nodes if not is_move(node) and not is_maximum(node)]
-            reasons |= {_reason(operation(node), str(call)): None for node in in_code}
-    in_code = [node for node in graph.nodes - graph.owner.keys() if not is_move(node) and not is_maximum(node)]
-    reasons |= {_reason(operation(node), "no module"): None for node in in_code}
+        else:
+            reasons |= {_reason(operation(node), str(call)): None for node in call.nodes if not _keeps_relevance(node)}
+    strays = [node for node in graph.nodes - graph.owner.keys() if not _keeps_relevance(node)]
+    reasons |= {_reason(operation(node), "no module"): None for node in strays}
     if reasons:
         raise UnsupportedModelError(
             f"Captum's LRP would run and be wrong: {shorten(list(reasons))}. LRP has rules for modules alone. Put "
             "captum.attr._utils.custom_modules.Addition_Module in the place of additions, and nn.ReLU and the like in "
             "that of functions, or choose another method."
         )
+
+
+def _keeps_relevance(node: Node) -> bool:
+    return is_move(node) or is_maximum(node)
 
 
 def _reason(name: str, where: str) -> str:
@@ -164,7 +192,7 @@ def _reason(name: str, where: str) -> str:
 
 def _assert_rule(call: Call) -> None:
     module = call.module
-    if not isinstance(module, _RULED) and type(module) not in _ACTIVATIONS:
+    if not _is_passive(call) and not isinstance(module, (*_RULED, *_ACTIVATIONS)):
         raise UnsupportedModelError(
             f"Captum's LRP has no rule for {call}. Supported are convolutions, linear layers, batch normalisation, "
             "pooling, ReLU, Tanh, dropout, Addition_Module and modules that only reshape; for other networks choose "
@@ -178,46 +206,42 @@ def _assert_rule(call: Call) -> None:
         raise UnsupportedModelError(f"{call} returns indices beside its values; wanted return_indices=False.")
 
 
-def _assert_single_runs(model: nn.Module, graph: Graph) -> None:
-    """Captum keeps one set of activations a module; only activations in a chain can share one."""
-    names = Counter(_leaves(model))
-    runs = Counter(call.module for call in graph.calls if _is_leaf(call) and not _is_passive(call))
-    is_branched = any(len(readers) > 1 for readers in _readers(graph).values())
+def _assert_single_runs(graph: Graph) -> None:
+    """Captum keeps one set of activations a layer."""
+    runs = Counter(call.module for call in graph.calls)
     for call in graph.calls:
-        is_shareable = type(call.module) in _ACTIVATIONS and names[call.module] == 1 and not is_branched
-        if runs[call.module] > 1 and not is_shareable:
+        if runs[call.module] > 1 and isinstance(call.module, _RULED):
             raise UnsupportedModelError(
-                f"{call} runs {runs[call.module]} times in one forward pass, and Captum's LRP keeps activations of "
-                "one. Give each place a module of its own."
+                f"{call} runs {runs[call.module]} times in one forward pass, and Captum's LRP keeps the activations of "
+                "one run. Give each place a module of its own."
             )
 
 
 def _assert_branches(graph: Graph) -> None:
-    """What several layers read has to be read by layers with a rule only, or by none.
+    """What several operations read has to be read by layers with a rule only, or by none.
 
-    Captum multiplies what arrives at a layer's input by that input. Relevance that arrives at the same tensor by
-    another way is relevance already.
+    Captum multiplies what arrives at a layer's input by that input. What arrives at the same tensor by another way is
+    relevance already.
     """
     for readers in _readers(graph).values():
-        ruled = [reader for reader in readers if isinstance(reader, Call) and isinstance(reader.module, _RULED)]
-        active = [reader for reader in readers if isinstance(reader, Call)]
-        if len(readers) > 1 and active and len(ruled) < len(readers):
-            others = [str(reader) if isinstance(reader, Call) else operation(reader) for reader in readers]
+        ruled = [reader for reader in readers if isinstance(reader, Call)]
+        if ruled and len(ruled) < len(readers):
+            names = sorted(str(reader) if isinstance(reader, Call) else operation(reader) for reader in readers)
             raise UnsupportedModelError(
                 "Captum's LRP would run and be wrong: one tensor is read by layers with a rule and by others "
-                f"({shorten(sorted(others))}), whose relevance it would weight again. Choose another method."
+                f"({shorten(names)}), whose relevance it would weight again. Choose another method."
             )
 
 
 def _readers(graph: Graph) -> dict[Edge, set[Call | Node]]:
-    """By tensor, the runs with a rule or hook and the other operations that read it."""
+    """By tensor, the runs of layers with a rule and the other operations that read it."""
     readers: dict[Edge, set[Call | Node]] = defaultdict(set)
-    active = {call for call in graph.calls if _is_leaf(call) and not _is_passive(call)}
-    for call in active:
+    ruled = {call for call in graph.calls if isinstance(call.module, _RULED) and call.nodes}
+    for call in ruled:
         for edge in call.sources:
             readers[edge].add(call)
     for node in graph.nodes:
-        if graph.owner.get(node) not in active:
+        if graph.owner.get(node) not in ruled:
             for before, index in node.next_functions:
                 if before is not None:
                     readers[before, index].add(node)
@@ -225,13 +249,15 @@ def _readers(graph: Graph) -> dict[Edge, set[Call | Node]]:
 
 
 def _attach_rules(model: nn.Module, graph: Graph, epsilon: float) -> None:
-    active = {call.module for call in graph.calls if call.nodes and _is_leaf(call) and not _is_passive(call)}
+    # where nothing depends on the input, there is no gradient to change
+    active = {call.module for call in graph.calls if call.nodes}
     for module in set(_leaves(model)):
-        if module in active and type(module) in _ACTIVATIONS:
-            continue  # Captum hooks these itself, by their exact type
-        rule: PropagationRule = _PassThrough()
-        if module in active:
-            rule = EpsilonRule(epsilon) if isinstance(module, _WEIGHTED) else EpsilonRule()
         kind: Any = type(module)
         module.__class__ = _lasting(kind)
-        module.rule = rule  # type: ignore[assignment]
+        module.rule = _rule(module, epsilon) if module in active else _PassThrough()  # type: ignore[assignment]
+
+
+def _rule(module: nn.Module, epsilon: float) -> PropagationRule:
+    if isinstance(module, _RULED):
+        return EpsilonRule(epsilon) if isinstance(module, _WEIGHTED) else EpsilonRule()
+    return _Activation() if isinstance(module, _ACTIVATIONS) else _PassThrough()

@@ -188,6 +188,14 @@ def integral(values: Tensor, fractions: Tensor, points: Points) -> Tensor:
     return values.mean(dim=1) if points == "paper" else torch.trapezoid(values, fractions, dim=1)
 
 
+def common_fractions(fractions: Tensor) -> Tensor:
+    """Fractions (P,) at which to average curves: all rows' own where they agree, else even ones."""
+    first = fractions[0]
+    if bool((fractions == first).all()):
+        return first
+    return torch.linspace(0, 1, fractions.shape[1], dtype=torch.float64, device=first.device)
+
+
 def at_fractions(values: Tensor, fractions: Tensor, grid: Tensor) -> Tensor:
     """Rows of curves (N, P), given at their own rising fractions, interpolated linearly at common ones (G,)."""
     if fractions.shape[1] == len(grid) and bool((fractions == grid).all()):

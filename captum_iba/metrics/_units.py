@@ -26,22 +26,14 @@ class Units:
         index (tuple[Tensor, ...]): for each input int64, broadcastable to it, first axis 1 or N: a unit's number, -1
             where nothing is ever removed.
         sums (Tensor): (N, K), float64, attribution of each unit.
-        sizes (Tensor): (N, K), float64, number of the attribution's elements in it; 0 where the example lacks it.
+        means (Tensor): (N, K), float64, its mean over the unit, by which units rank, as they may differ in size.
+        removable (Tensor): bool, (N, K): the unit occurs in the example.
     """
 
     index: tuple[Tensor, ...]
     sums: Tensor
-    sizes: Tensor
-
-    @property
-    def means(self) -> Tensor:
-        """Mean attribution of each unit, (N, K): by it units rank, as they may differ in size."""
-        return self.sums / self.sizes.clamp_min(1)
-
-    @property
-    def removable(self) -> Tensor:
-        """The unit occurs in the example, bool, (N, K)."""
-        return self.sizes > 0
+    means: Tensor
+    removable: Tensor
 
     @property
     def count(self) -> Tensor:
@@ -191,23 +183,37 @@ def _broadcasts(mask: Tensor, inputs: Tensor) -> bool:
     return all(have in (1, want) for have, want in zip(mask.shape, inputs.shape, strict=True))
 
 
-def _sums(maps: tuple[Tensor, ...], numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum of the attribution over each unit, and the number of elements it was summed over."""
+def _sums(maps: tuple[Tensor, ...], numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum and mean of the attribution over each unit, and whether the unit has elements, each (N, K)."""
     n_units = max(0, *(int(index.max()) for index in numbers)) + 1  # one that no example has, where nothing is removed
-    # unit -1 gets a column of its own, which is dropped
-    sums = torch.zeros(maps[0].shape[0], n_units + 1, dtype=torch.float64, device=maps[0].device)
-    sizes = torch.zeros_like(sums)
-    for values, index in zip(maps, numbers, strict=True):
-        for axis in range(1, values.ndim):  # an axis that units do not divide is summed, as channels are
-            if index.shape[axis] == 1 and values.shape[axis] > 1:
-                values = values.sum(dim=axis, keepdim=True)
-        shape = [max(a, b) for a, b in zip(values.shape, index.shape, strict=True)]
-        if shape[1:] != list(values.shape[1:]):
-            raise InvalidArgumentError(
-                f"feature_mask divides an axis that the attributions of shape {list(values.shape)} have summed up; "
-                "pass attributions of the input's full shape."
-            )
-        flat = (index + 1).expand(shape).flatten(1)
-        sums.scatter_add_(1, flat, values.expand(shape).flatten(1))
-        sizes.scatter_add_(1, flat, torch.ones_like(flat, dtype=sizes.dtype))
-    return sums[:, 1:], sizes[:, 1:]
+    spread = [_spread(values, index) for values, index in zip(maps, numbers, strict=True)]
+
+    def total(parts: Sequence[Tensor]) -> Tensor:
+        # unit -1 gets a column of its own, which is dropped
+        sums = torch.zeros(len(maps[0]), n_units + 1, dtype=torch.float64, device=maps[0].device)
+        for part, (_, unit) in zip(parts, spread, strict=True):
+            sums.scatter_add_(1, unit + 1, part)
+        return sums[:, 1:]
+
+    sums = total([values for values, _ in spread])
+    sizes = total([torch.ones_like(values) for values, _ in spread])
+    filled = sizes.clamp_min(1)
+    if bool((sizes == sizes[0, 0]).all()):
+        return sums, sums / filled, sizes > 0
+    # summed from the lowest value on, so that rounding does not tell units of a constant map by their sizes
+    lowest = torch.stack([values.amin(dim=1) for values, _ in spread]).amin(dim=0)[:, None]
+    return sums, lowest + total([values - lowest for values, _ in spread]) / filled, sizes > 0
+
+
+def _spread(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The attribution of each element and the number of its unit, both (N, elements)."""
+    for axis in range(1, values.ndim):  # an axis that units do not divide is summed, as channels are
+        if index.shape[axis] == 1 and values.shape[axis] > 1:
+            values = values.sum(dim=axis, keepdim=True)
+    shape = [max(a, b) for a, b in zip(values.shape, index.shape, strict=True)]
+    if shape[1:] != list(values.shape[1:]):
+        raise InvalidArgumentError(
+            f"feature_mask divides an axis that the attributions of shape {list(values.shape)} have summed up; "
+            "pass attributions of the input's full shape."
+        )
+    return values.flatten(1), index.expand(shape).flatten(1)

@@ -16,7 +16,15 @@ from captum_iba._warn import Warner
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._baselines import Baselines
-from captum_iba.metrics._curves import Points, RemovalKind, at_fractions, integral, prepare, removal_curves
+from captum_iba.metrics._curves import (
+    Points,
+    RemovalKind,
+    at_fractions,
+    common_fractions,
+    integral,
+    prepare,
+    removal_curves,
+)
 from captum_iba.metrics._output import OutputType
 from captum_iba.metrics._result import MetricResult, assert_defined
 from captum_iba.metrics._units import Tensors
@@ -54,10 +62,7 @@ class DegradationResult(MetricResult):
     @property
     def x(self) -> Tensor:
         """(P,), shares of removed units at which the mean curves are given."""
-        first = self.fractions[0]
-        if bool((self.fractions == first).all()):
-            return first
-        return torch.linspace(0, 1, self.fractions.shape[1], dtype=torch.float64, device=first.device)
+        return common_fractions(self.fractions)
 
     @property
     def morf_curve(self) -> Tensor:

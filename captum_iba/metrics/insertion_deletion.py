@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_iba._captum import TargetType
 from captum_iba.metrics._baselines import Baselines
-from captum_iba.metrics._curves import Order, at_fractions, integral, prepare, removal_curves
+from captum_iba.metrics._curves import Order, at_fractions, common_fractions, integral, prepare, removal_curves
 from captum_iba.metrics._output import OutputType
 from captum_iba.metrics._perturb import Removal
 from captum_iba.metrics._result import MetricResult, assert_defined
@@ -35,12 +35,12 @@ class AreaResult(MetricResult):
     @property
     def x(self) -> Tensor:
         """(P,), shares at which the mean curve is given."""
-        return torch.linspace(0, 1, self.fractions.shape[1], dtype=torch.float64, device=self.fractions.device)
+        return common_fractions(self.fractions)
 
     @property
     def curve(self) -> Tensor:
-        """(P,), mean curve over the examples."""
-        return at_fractions(self.values, self.fractions, self.x).mean(dim=0)
+        """(P,), mean curve over the examples with units to remove."""
+        return at_fractions(self.values, self.fractions, self.x)[~self.per_sample.isnan()].mean(dim=0)
 
 
 def deletion(

