@@ -10,14 +10,14 @@ $(VENV)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# torch and torchvision in one command: builds from different places do not fit each other
-	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group oracle --group lint
 	touch $@
 
 # The oldest supported Captum, which needs numpy 1, and the last transformers of the 4 series.
 $(COMPAT)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install --quiet --upgrade pip
-	$(COMPAT)/bin/python -m pip install --quiet --editable ".[all]" --group test "captum==0.8.*" "transformers<5"
+	$(COMPAT)/bin/python -m pip install --quiet --editable ".[all]" --group test --group oracle "captum==0.8.*" "transformers<5"
 	touch $@
 
 demo: $(VENV)/.installed

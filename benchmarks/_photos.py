@@ -1,4 +1,4 @@
-"""Photos with Pascal-VOC boxes, and what the benchmarks share about them."""
+"""What the benchmarks on photos share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
-from captum_iba.comparison.dataset import Example
-from captum_iba.comparison.photo_folder import PhotoFolder
 from captum_iba.photos import Classifier, load_classifier, photos_in
-
-SIZE = 224
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,20 +29,6 @@ def cropped(paths: Sequence[Path], classifier: Classifier) -> Tensor:
         with Image.open(path) as photo:
             images.append(classifier.preprocess(photo.convert("RGB")))
     return torch.stack(images)
-
-
-def with_boxes(folder: Path, classifier: Classifier, target: int | None, largest: float) -> list[Example]:
-    """Whole photos of ``folder/images`` whose boxes (``folder/annots``) cover less than a share of them."""
-    photos = PhotoFolder(
-        folder / "images",
-        classifier,
-        "predicted" if target is None else target,
-        annotations=folder / "annots",
-        crop="none",
-        largest_coverage=largest,
-        only_boxes=True,
-    )
-    return [photos.load(index) for index in range(len(photos.keys))]
 
 
 def calibrated(classifier: Classifier, layer: nn.Module, folder: Path) -> LayerIBA:

@@ -37,7 +37,7 @@ def explain(iba: LayerIBA, x: Tensor, y: Tensor, beta: float) -> tuple[Tensor, T
     assert iba.statistics is not None
     reference = iba.statistics.reference(features)
     settings = Settings(beta=beta)
-    noise = Noise(tuple(features.shape[1:]), features, settings.seed)
+    noise = Noise(tuple(features.shape[1:]), features, seed=0)
 
     @contextmanager
     def loss(z: Tensor, copies: int) -> Iterator[Tensor]:

@@ -1,8 +1,26 @@
 """Information Bottleneck Attribution for Captum: how many bits each region of an input gives a network's decision."""
 
-from captum_iba.attr import IBA, IBADiagnostics, LayerIBA, resize_bits, suggest_layer
+from captum_iba.attr import IBA, IBADiagnostics, LayerIBA, PatternAttribution, resize_bits, suggest_layer
 from captum_iba.bottleneck import FeatureStatistics
+from captum_iba.comparison import Report, compare, register_method
+from captum_iba.metrics import BoundingBox, Degradation, ParameterRandomization, SensitivityN, Sufficiency
 
 __version__ = "0.1.0"
 
-__all__ = ["IBA", "FeatureStatistics", "IBADiagnostics", "LayerIBA", "resize_bits", "suggest_layer"]
+__all__ = [
+    "IBA",
+    "BoundingBox",
+    "Degradation",
+    "FeatureStatistics",
+    "IBADiagnostics",
+    "LayerIBA",
+    "ParameterRandomization",
+    "PatternAttribution",
+    "Report",
+    "SensitivityN",
+    "Sufficiency",
+    "compare",
+    "register_method",
+    "resize_bits",
+    "suggest_layer",
+]

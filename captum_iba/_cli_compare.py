@@ -72,7 +72,7 @@ def add_parser(commands: Any) -> None:
         "--n-steps", type=int, metavar="N", help="points on the degradation curves, default: every tile"
     )
     parser.add_argument("--n-pictures", type=int, default=40, metavar="N", help="examples with pictures, default: 40")
-    parser.add_argument("--beta", type=float, default=10.0, help="of LayerIBA, default: 10")
+    parser.add_argument("--beta", type=float, help="of LayerIBA, default: 10")
     parser.add_argument("--max-examples-per-batch", type=int, default=32, metavar="N", help="rows at once, default: 32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or cuda:N; default: cpu")
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
             gradcam_layer=options.gradcam_layer,
             statistics=subject.statistics,
             calibration=subject.calibration,
-            method_options={"LayerIBA": {"beta": options.beta}},
+            method_options=None if options.beta is None else {"LayerIBA": {"beta": options.beta}},
             n_steps=options.n_steps,
             categories=subject.categories,
             n_pictures=options.n_pictures,

@@ -3,7 +3,8 @@
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.iba import IBA
 from captum_iba.attr.layer_iba import LayerIBA
+from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.attr.resize import resize_bits
 from captum_iba.attr.suggest_layer import suggest_layer
 
-__all__ = ["IBA", "IBADiagnostics", "LayerIBA", "resize_bits", "suggest_layer"]
+__all__ = ["IBA", "IBADiagnostics", "LayerIBA", "PatternAttribution", "resize_bits", "suggest_layer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -154,6 +155,7 @@ class Rows:
 
     def _collect(self, examples: Tensor, forward: Callable[[Tensor], Row]) -> Row:
         jobs, pieces, start = torch.arange(len(examples), device=examples.device), [], 0
+        too_many = None
         bar = tqdm(total=len(examples), desc=self._progress, disable=self._progress is None, unit="row")
         modules = find_modules(self._forward_func)
         with torch.no_grad(), evaluation_mode(modules, self._warner), bar:
@@ -164,10 +166,19 @@ class Rows:
                 except torch.OutOfMemoryError:
                     if len(part) == 1:  # nothing is left to halve
                         raise
-                    self._halve(len(part))
+                    too_many = too_many or len(part)
+                    self._most = len(part) // 2
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
                     continue
                 start += len(part)
                 bar.update(len(part))
+        if too_many:
+            self._warner.once(
+                "memory",
+                f"{too_many} rows at once did not fit into memory, {self._most} did. Pass max_examples_per_batch="
+                f"{self._most} to start with it.",
+            )
         return _joined(pieces)
 
     def _call(self, inputs: tuple[Tensor, ...], additional: Any, rows: Tensor) -> Row:
@@ -179,16 +190,6 @@ class Rows:
         return tuple(
             a[rows] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == self.n_examples else a
             for a in self._additional
-        )
-
-    def _halve(self, rows: int) -> None:
-        self._most = rows // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self._warner.once(
-            "memory",
-            f"{rows} rows at once did not fit into memory; going on with {self._most}. Pass max_examples_per_batch="
-            f"{self._most} to start with it.",
         )
 
 
@@ -209,6 +210,7 @@ class Removal:
         self._rows, self._baselines = rows, baselines
         # position -1 is kept always: a last, constant column of the units' masks
         self._index = index
+        self._runs = [_runs(numbers[0]) for numbers in index]
         if baselines is None:
             self._assert_can_cut()
 
@@ -225,7 +227,7 @@ class Removal:
     def _replaced(self, kept: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         assert self._baselines is not None
         return tuple(
-            torch.where(self._spread(kept, rows, number), x[rows], baseline[rows])
+            _mixed(x, baseline, self._spread(kept, rows, number), rows)
             for number, (x, baseline) in enumerate(zip(self._rows.inputs, self._baselines, strict=True))
         )
 
@@ -234,7 +236,10 @@ class Removal:
         index = self._index[number]
         padded = torch.cat([kept, torch.ones_like(kept[:, :1])], dim=1)
         if index.shape[0] == 1:
-            return padded[:, index.flatten()].view(len(kept), *index.shape[1:])
+            units, length = self._runs[number]
+            # picking each run once and stretching it is many times faster than picking each position
+            spread = padded[:, units].unsqueeze(2).expand(-1, -1, length)
+            return spread.reshape(len(kept), *index.shape[1:])
         own = torch.where(index < 0, kept.shape[1], index)[rows]
         return padded.gather(1, own.flatten(1)).view(len(kept), *index.shape[1:])
 
@@ -246,3 +251,30 @@ class Removal:
                     "removal='delete' cuts tokens out of one input (N, T) or (N, T, D); found "
                     f"{len(self._rows.inputs)} inputs, one of shape {list(x.shape)}. Use removal='replace'."
                 )
+
+
+def _runs(index: Tensor) -> tuple[Tensor, int]:
+    """Units of the runs of one length that make up the positions in order, and that length."""
+    flat = index.flatten()
+    lengths = torch.unique_consecutive(flat, return_counts=True)[1]
+    length = math.gcd(*lengths.tolist())
+    return flat[::length], length
+
+
+def _mixed(x: Tensor, baseline: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """Rows of x where the mask is set, and of the baseline elsewhere.
+
+    Rows of one example come together, and are read where they lie. Multiplying by 0 and 1 is exact for finite numbers
+    and three times faster than choosing.
+    """
+    if not x.is_floating_point():
+        return torch.where(mask, x[rows], baseline[rows])
+    mixed = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    weight = mask.to(x.dtype)
+    start = 0
+    for example, count in zip(*(t.tolist() for t in torch.unique_consecutive(rows, return_counts=True)), strict=True):
+        piece = slice(start, start + count)
+        torch.mul(x[example], weight[piece], out=mixed[piece])
+        mixed[piece].addcmul_(baseline[example], 1 - weight[piece])
+        start += count
+    return mixed

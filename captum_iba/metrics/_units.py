@@ -191,24 +191,27 @@ def _sums(maps: tuple[Tensor, ...], numbers: Sequence[Tensor]) -> tuple[Tensor, 
     def total(parts: Sequence[Tensor]) -> Tensor:
         # unit -1 gets a column of its own, which is dropped
         sums = torch.zeros(len(maps[0]), n_units + 1, dtype=torch.float64, device=maps[0].device)
-        for part, (_, unit) in zip(parts, spread, strict=True):
+        for part, (_, unit, _) in zip(parts, spread, strict=True):
             sums.scatter_add_(1, unit + 1, part)
         return sums[:, 1:]
 
-    sums = total([values for values, _ in spread])
-    sizes = total([torch.ones_like(values) for values, _ in spread])
+    sums = total([values for values, _, _ in spread])
+    sizes = total([torch.full_like(values, size) for values, _, size in spread])
     filled = sizes.clamp_min(1)
     if bool((sizes == sizes[0, 0]).all()):
         return sums, sums / filled, sizes > 0
     # summed from the lowest value on, so that rounding does not tell units of a constant map by their sizes
-    lowest = torch.stack([values.amin(dim=1) for values, _ in spread]).amin(dim=0)[:, None]
-    return sums, lowest + total([values - lowest for values, _ in spread]) / filled, sizes > 0
+    lowest = torch.stack([values.amin(dim=1) / size for values, _, size in spread]).amin(dim=0)[:, None]
+    return sums, lowest + total([values - size * lowest for values, _, size in spread]) / filled, sizes > 0
 
 
-def _spread(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The attribution of each element and the number of its unit, both (N, elements)."""
+def _spread(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The attribution of each element and the number of its unit, both (N, elements); positions in an element."""
+    channels = 1 if values.ndim >= 4 or index.shape[-1] > 1 else 2
+    size = 1
     for axis in range(1, values.ndim):  # an axis that units do not divide is summed, as channels are
         if index.shape[axis] == 1 and values.shape[axis] > 1:
+            size *= values.shape[axis] if axis != channels else 1
             values = values.sum(dim=axis, keepdim=True)
     shape = [max(a, b) for a, b in zip(values.shape, index.shape, strict=True)]
     if shape[1:] != list(values.shape[1:]):
@@ -216,4 +219,4 @@ def _spread(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             f"feature_mask divides an axis that the attributions of shape {list(values.shape)} have summed up; "
             "pass attributions of the input's full shape."
         )
-    return values.flatten(1), index.expand(shape).flatten(1)
+    return values.flatten(1), index.expand(shape).flatten(1), size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -237,6 +238,9 @@ class Degradation(Accumulator[DegradationResult]):
         forward_func (Callable): the model.
         **options (Any): the keyword-only arguments of :func:`degradation`, and ``baselines``.
 
+    Raises:
+        TypeError: an option that the function does not have.
+
     Examples::
 
         >>> metric = Degradation(lambda x: x.flatten(1), tile_size=1, baselines="zero")
@@ -251,6 +255,7 @@ class Degradation(Accumulator[DegradationResult]):
 
     def __init__(self, forward_func: Callable[..., Any], **options: Any) -> None:
         super().__init__()
+        inspect.signature(degradation).bind(forward_func, None, None, **options)
         self.forward_func = forward_func
         self._options = options
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -306,6 +307,9 @@ class SensitivityN(Accumulator[SensitivityNResult]):
         n (int or Sequence[int], optional): sizes of the sets. Default: None, log-spaced.
         **options (Any): ``baselines`` and the keyword-only arguments of :func:`sensitivity_n`.
 
+    Raises:
+        TypeError: an option that the function does not have.
+
     Examples::
 
         >>> metric = SensitivityN(lambda x: x.sum(dim=1), n=2)
@@ -320,6 +324,7 @@ class SensitivityN(Accumulator[SensitivityNResult]):
 
     def __init__(self, forward_func: Callable[..., Any], n: int | Sequence[int] | None = None, **options: Any) -> None:
         super().__init__()
+        inspect.signature(sensitivity_n).bind(forward_func, None, None, n, **options)
         self.forward_func, self._n, self._options = forward_func, n, options
 
     def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -281,6 +282,9 @@ class Sufficiency(Accumulator[SufficiencyResult]):
         statistics (FeatureStatistics): as for :func:`sufficiency`.
         **options (Any): the keyword-only arguments of :func:`sufficiency`, but for ``mask``.
 
+    Raises:
+        TypeError: an option that the function does not have.
+
     Examples::
 
         >>> from captum_iba import LayerIBA
@@ -300,6 +304,7 @@ class Sufficiency(Accumulator[SufficiencyResult]):
         self, forward_func: Callable[..., Any], layer: nn.Module, statistics: FeatureStatistics, **options: Any
     ) -> None:
         super().__init__()
+        inspect.signature(sufficiency).bind(forward_func, None, None, layer, statistics, **options)
         self.forward_func, self.layer, self.statistics, self._options = forward_func, layer, statistics, options
 
     def evaluate(

@@ -109,7 +109,13 @@ def test_random_maps_score_zero_on_average():
     """Over many random maps the mean is zero within four standard errors, which are small against single scores."""
     x = normal(1, 2, 6, 6).expand(1500, -1, -1, -1)
     result = degradation(
-        wave, x, normal(1500, 1, 6, 6, seed=3), output="logit", normalizer="none", tile_size=3, max_examples_per_batch=512
+        wave,
+        x,
+        normal(1500, 1, 6, 6, seed=3),
+        output="logit",
+        normalizer="none",
+        tile_size=3,
+        max_examples_per_batch=512,
     )
     assert abs(result.mean) < 4 * result.stderr
     assert result.stderr < 0.03 * float(result.per_sample.abs().max())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from captum_iba.errors import CaptumIBAError, CaptumIBAWarning, InvalidArgumentError
 from captum_iba.metrics import SensitivityN, log_spaced, sensitivity_n
+from captum_iba.metrics.sensitivity_n import pearson
 from tests.literal import normal, small_cnn
 
 # round(exp(linspace(log 1, log 0.8K, 16))) of the published code, duplicates dropped
@@ -109,7 +110,9 @@ def test_the_sets_of_one_size_do_not_depend_on_the_others():
 
     alone = sums([5])
     assert torch.equal(sums([2, 5, 9], p=1), alone) and torch.equal(sums([5], slice(1, 2))[0], alone[1])
-    assert not torch.equal(sums([5], seed=1), alone) and not torch.equal(sums([4]), sums([5]))
+    assert not torch.equal(sums([5], seed=1), alone)
+    fewer = sums([4])[0].long()
+    assert not torch.equal(alone[0].long() & fewer, fewer)  # sets of four are no parts of the sets of five
     mask = torch.arange(20).repeat(3, 1)
     mask[1, 12:] = -1
     together = sums([5], mask=mask)
@@ -120,31 +123,37 @@ def test_the_sets_of_one_size_do_not_depend_on_the_others():
 
 def test_undefined_correlations_are_left_out_and_counted():
     """A constant map, an output that does not change and n = K: NaN, never zero, with the number of examples."""
-    x, maps = normal(3, 6), normal(3, 6, seed=1)
-    maps[1] = 0.3
+    x, maps = normal(3, 43), normal(3, 43, seed=1)
+    maps[1] = 0.1
     with pytest.warns(CaptumIBAWarning, match="sensitivity-n is undefined for 1 of 3"):
-        result = sensitivity_n(lambda x: x.sum(dim=1), x, maps, n=[2, 6])
+        result = sensitivity_n(lambda x: x.sum(dim=1), x, maps, n=[17, 43])
     assert result.correlations.isnan().tolist() == [[False, True], [True, True], [False, True]]
     assert result.n_valid == 2 and result.mean == pytest.approx(float(result.correlations[[0, 2], 0].mean()))
     assert torch.equal(result.per_sample[[0, 2]], result.correlations[[0, 2], 0])
-    for model, n in ((lambda x: x.sum(dim=1), 6), (lambda x: 0 * x.sum(dim=1) + 3.3, 2)):
+    for model, n in ((lambda x: x.sum(dim=1), 43), (lambda x: 0 * x.sum(dim=1) + 3.3, 2)):
         with pytest.raises(InvalidArgumentError, match="undefined for all 3 examples"):
-            sensitivity_n(model, x, normal(3, 6, seed=1), n=n)
+            sensitivity_n(model, x, normal(3, 43, seed=1), n=n)
 
 
 def test_rounding_is_not_correlated():
-    """In single precision, an output that ignores its input has no correlation, however the rows are batched."""
+    """A spread of the size of rounding is none, and an output that ignores its input has no correlation."""
     layer = torch.nn.Linear(40, 40).eval()
     torch.nn.init.zeros_(layer.weight)
     with pytest.raises(InvalidArgumentError, match="undefined for all"):
         sensitivity_n(layer, torch.randn(3, 40), torch.randn(3, 40), n=[1, 7], target=1, max_examples_per_batch=7)
+    noise, other = normal(3, 50), normal(3, 50, seed=1)
+    assert pearson(1 + 1e-14 * noise, other).isnan().all() and pearson(other, 1e5 + 1e-9 * noise).isnan().all()
+    wanted = np.corrcoef(noise[1], other[1])[0, 1]
+    assert float(pearson(1 + 1e-6 * noise, 1e9 * other)[1]) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_output_is_the_logit_unless_asked():
     """The default adds up in the logits; probabilities give another answer."""
     model, x, maps = small_cnn(), normal(2, 3, 10, 10), normal(2, 1, 10, 10, seed=1)
     options = {"n": 3, "target": 1, "tile_size": 2}
-    plain, logit, prob = (sensitivity_n(model, x, maps, **options, **o) for o in ({}, {"output": "logit"}, {"output": "prob"}))
+    plain, logit, prob = (
+        sensitivity_n(model, x, maps, **options, **o) for o in ({}, {"output": "logit"}, {"output": "prob"})
+    )
     assert torch.equal(plain.correlations, logit.correlations)
     assert not torch.allclose(plain.correlations, prob.correlations, atol=1e-3)
 

@@ -58,9 +58,9 @@ def test_equals_replacing_by_hand():
             drawn = torch.where(reference.active, drawn, reference.mean)
             z = torch.where(kept[i].view(1, 10, 10), features[i], drawn)
             p = MODEL[4:](z).softmax(dim=1)[:, 1]
-            error = float(p.std()) / n**0.5
-            assert float(result.noise_error[i, 0]) == pytest.approx(error, rel=0.1)
-            assert abs(float(p.mean() - result.probability[i, 0])) < 4 * 2**0.5 * error
+            error = (float(p.var()) / n + float(result.noise_error[i, 0]) ** 2) ** 0.5
+            assert abs(float(p.mean() - result.probability[i, 0])) < 4 * error
+            assert abs(float(p.mean() - result.intact[i])) > 5 * error
 
 
 def test_increasing_transforms_change_nothing():
@@ -71,6 +71,42 @@ def test_increasing_transforms_change_nothing():
     flat = measure(torch.zeros_like(MAPS), areas=[0.3])
     assert torch.equal(flat.probability, measure(torch.ones(3, 10, 10), areas=[0.3]).probability)
     assert not torch.equal(flat.probability, measure(torch.zeros_like(MAPS), areas=[0.3], seed=1).probability)
+
+
+def test_ties_are_kept_at_random_places():
+    """A flat map keeps positions everywhere, the same for all examples, and others for another seed."""
+    seen, kept = [], []
+    handle = MODEL[4].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].clone()))
+    try:
+        for seed in (0, 1):
+            measure(torch.zeros_like(MAPS), areas=[0.3], n_samples=1, seed=seed, max_examples_per_batch=3)
+            rows = next(
+                rows for rows in reversed(seen[:-1]) if 0.2 < float((rows == seen[0][:3]).double().mean()) < 0.9
+            )
+            kept.append((rows == seen[0][:3]).all(dim=1))
+            seen.clear()
+    finally:
+        handle.remove()
+    for places in kept:
+        assert places.sum(dim=(1, 2)).tolist() == [30] * 3
+        assert torch.equal(places[0], places[1]) and torch.equal(places[0], places[2])
+        assert 3 < int(places[0, :5].sum()) < 27 and 3 < int(places[0, :, :5].sum()) < 27
+    assert not torch.equal(*kept)
+
+
+def test_ranks():
+    """One for the highest class; equal classes share the mean of their ranks."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Identity()).double().eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1e-3)
+        model[0].bias.copy_(torch.tensor([1.0, 3.0, 1.0, 2.0]))
+    iba = LayerIBA(model, model[1]).estimate(normal(50, 4, seed=1))
+    for target, rank, top1 in ((1, 1, 1), (3, 2, 0), (0, 3.5, 0), (2, 3.5, 0)):
+        result = sufficiency(
+            model, normal(1, 4), torch.ones(1, 4), model[1], iba.statistics, target=target, areas=[1.0]
+        )
+        assert result.intact_rank.tolist() == [rank] and result.rank.tolist() == [[rank]]
+        assert result.top1.tolist() == [[top1]]
 
 
 @settings(max_examples=20)
@@ -154,27 +190,31 @@ def test_removed_bits_bound_the_change(seed, place):
     iba = LayerIBA(model, model[place]).estimate(data)
     bits, record = iba.attribute(x, target=1, beta=3.0, n_steps=25, return_diagnostics=True, sigma=0.0)
     ordered = bits.flatten().sort().values
-    thresholds = [-1.0, *(float(ordered[int(share * len(ordered))]) for share in (0.2, 0.4, 0.6, 0.8, 0.95))]
-    result = sufficiency(
-        model,
-        x,
-        bits,
-        model[place],
-        iba.statistics,
-        target=1,
-        thresholds=thresholds,
-        mask=record.mask,
-        n_samples=1500,
-        max_examples_per_batch=3000,
-        seed=seed,
-    )
-    change = (result.probability - result.bottleneck[:, None]).abs()
+    thresholds = [-1.0, *(float(ordered[int(share * len(ordered))]) for share in (0.2, 0.4, 0.6, 0.8, 0.95)), 1e9]
+    results = [
+        sufficiency(
+            model,
+            x,
+            bits,
+            model[place],
+            iba.statistics,
+            target=1,
+            thresholds=thresholds,
+            mask=record.mask,
+            n_samples=150,
+            max_examples_per_batch=3000,
+            seed=draw,
+        )
+        for draw in range(10)
+    ]
+    result = results[0]
+    changes = torch.stack([r.probability - r.bottleneck[:, None] for r in results])
+    change, error = changes.mean(dim=0).abs(), changes.std(dim=0) / 10**0.5
     assert float(change[:, 0].max()) == 0
-    error = (result.noise_error.square() + result.noise_error[:, :1].square()).sqrt()
-    assert bool((change <= result.bound + 4 * error + 1e-12).all())
-    informative = (result.bound < 0.5) & (result.removed > 0)
-    assert int(informative.sum()) >= 2  # the law says something here
-    assert float(change.max()) > 8 * float(error[change == change.max()].max())  # and removing more does change things
+    assert bool((change <= result.bound + 4 * error).all())
+    informative = (result.bound < 0.6) & (change > 0)
+    assert bool((informative.sum(dim=1) >= 3).all())  # the law says something here
+    assert float(change[:, -1].max()) > 0.05  # and removing more does change things
     nats = result.removed * np.log(2)
     wanted = torch.minimum((nats / 2).sqrt(), (1 - (-nats).exp()).sqrt())
     torch.testing.assert_close(result.bound, wanted)
