@@ -69,6 +69,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--methods", default="paper", help="paper, all, or names separated by commas")
     parser.add_argument("--metrics", default="paper", help="paper, all, or names separated by commas")
     parser.add_argument(
+        "--baseline",
+        type=_baseline,
+        metavar="mean|zero|blur|NUMBER",
+        help="what stands for nothing in an image, default: its mean colour (paper); the black background with --demo",
+    )
+    parser.add_argument(
         "--n-steps", type=int, metavar="N", help="points on the degradation curves, default: every tile"
     )
     parser.add_argument("--n-pictures", type=int, default=40, metavar="N", help="examples with pictures, default: 40")
@@ -92,6 +98,14 @@ class _Subject:
     categories: list[str]
     calibration: Any
     statistics: FeatureStatistics | None
+    baseline: Any = "mean"
+
+
+def _baseline(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -110,6 +124,7 @@ def run(options: argparse.Namespace) -> int:
             statistics=subject.statistics,
             calibration=subject.calibration,
             method_options=None if options.beta is None else {"LayerIBA": {"beta": options.beta}},
+            baselines=subject.baseline if options.baseline is None else options.baseline,
             n_steps=options.n_steps,
             categories=subject.categories,
             n_pictures=options.n_pictures,
@@ -148,6 +163,7 @@ def _device(name: str) -> torch.device:
 
 def _demo(options: argparse.Namespace) -> _Subject:
     from captum_iba.demo import LAYER, load_canvases, load_model, to_display
+    from captum_iba.demo.data import GREY_MEAN, GREY_STD
 
     for name in ("data", "boxes", "labels", "target", "boxes_target", "calibrate", "statistics"):
         if getattr(options, name) is not None:
@@ -158,7 +174,9 @@ def _demo(options: argparse.Namespace) -> _Subject:
     examples = TensorExamples(canvases.images, canvases.labels, boxes=canvases.boxes, display=to_display)
     calibration = torch.split(load_canvases("train", _CALIBRATION).images, 250)
     digits = [str(digit) for digit in range(10)]
-    return _Subject(load_model(), examples, options.layer or LAYER, digits, calibration, None)
+    # on these canvases nothing is black; tiles of the mean grey would be new strokes
+    black = -GREY_MEAN / GREY_STD
+    return _Subject(load_model(), examples, options.layer or LAYER, digits, calibration, None, black)
 
 
 def _photos(options: argparse.Namespace) -> _Subject:

@@ -135,6 +135,7 @@ def test_unreadable_photo_is_a_reason(photos, weights, tmp_path, capsys):
         (("--demo", "--layer", "stage9"), "stage1"),
         (("--demo", "--boxes", "x"), "--boxes"),
         (("--demo", "--device", "gpu"), "cuda"),
+        (("--demo", "--baseline", "black"), "'mean'"),
         (("--demo", "--limit", "0"), "n is 0"),
         (("--demo", "--methods", "Random", "--beta", "3"), "LayerIBA"),
         (("--data", "nowhere", "--model", "resnet5"), "resnet50"),

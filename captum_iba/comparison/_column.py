@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._types import Array, Curve, MetricInfo
+from captum_iba.comparison.methods import Context
 from captum_iba.metrics._curves import at_fractions
 
 Record: TypeAlias = dict[str, Any]
@@ -23,26 +25,43 @@ class ExampleState:
     """One example on its way through the metrics.
 
     Attributes:
-        model (nn.Module): the model.
+        context (Context): of the comparison.
         inputs (Tensor): (1, C, H, W).
         target (Tensor): (1,).
         mask (Tensor or None): (1, H, W).
-        layer (nn.Module): of the bottleneck.
-        statistics (FeatureStatistics): of the layer.
-        rows (int): most rows at once.
-        seed (int): of everything random.
         shared (dict): results that do not depend on the method, by column.
     """
 
-    model: nn.Module
+    context: Context
     inputs: Tensor
     target: Tensor
     mask: Tensor | None
-    layer: nn.Module
-    statistics: FeatureStatistics
-    rows: int
-    seed: int
     shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.context.model
+
+    @property
+    def layer(self) -> nn.Module:
+        """Of the bottleneck; raises where the model has none."""
+        return self.context.layer
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of the layer; raises where there are none."""
+        return self.context.statistics
+
+    @property
+    def rows(self) -> int:
+        """Most rows at once."""
+        return self.context.rows
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.context.seed
 
 
 class Column(Protocol):
@@ -74,8 +93,8 @@ def _number(value: float | None) -> float:
 
 
 def plain(values: Tensor) -> list[float | None]:
-    """Numbers for JSON, None for NaN."""
-    return [None if value != value else value for value in values.flatten().double().tolist()]
+    """Numbers for JSON, None for NaN and infinity."""
+    return [value if math.isfinite(value) else None for value in values.flatten().double().tolist()]
 
 
 def mean_and_error(rows: Sequence[Sequence[float | None]]) -> tuple[Array, Array]:

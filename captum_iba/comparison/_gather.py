@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from captum_iba.comparison._column import Column
-from captum_iba.comparison._types import Array, Curve, HeatMap, MethodInfo, Results
+from captum_iba.comparison._types import Array, Curve, HeatMap, MethodInfo, MetricInfo, Results
 from captum_iba.comparison.methods import Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
 
@@ -46,7 +47,7 @@ def gather(
         }
     return Results(
         methods=[_info(method, [record.methods[method.name] for record in read]) for method in methods],
-        metrics=[column.info for column in columns],
+        metrics=[_described(column, read) for column in columns],
         examples=[record.info for record in read],
         scores=scores,
         curves=curves,
@@ -71,6 +72,16 @@ def _gather_columns(
     return scores, curves
 
 
+def _described(column: Column, records: Sequence[ExampleRecord]) -> MetricInfo:
+    """What a metric is, and why it has no value where it has none for any method and example."""
+    info = column.info
+    found = [(result.metrics or {}).get(info.name) for record in records for result in record.methods.values()]
+    reasons = [None if r is None else r.get("undefined") for r in found if r is not None]
+    if not reasons or None in reasons:
+        return info
+    return replace(info, description=f"{info.description} It could not be computed: {reasons[0]}")
+
+
 def _info(method: Method, results: Sequence[MethodRecord]) -> MethodInfo:
     failures = Counter(result.failure for result in results if result.failure)
     n_failed = sum(failures.values())
@@ -81,14 +92,14 @@ def _info(method: Method, results: Sequence[MethodRecord]) -> MethodInfo:
         method.unit,
         reason=failures.most_common(1)[0][0] if everywhere else "",
         n_failed=n_failed,
-        seconds=_mean([result.seconds for result in results]),
+        seconds=_median([result.seconds for result in results]),
         peak_memory=_largest([result.memory for result in results]),
     )
 
 
-def _mean(values: Sequence[float | None]) -> float:
+def _median(values: Sequence[float | None]) -> float:
     there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else float("nan")
+    return float(np.median(there)) if there else float("nan")
 
 
 def _largest(values: Sequence[float | None]) -> float:

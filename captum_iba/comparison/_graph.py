@@ -170,6 +170,11 @@ def _edges_of(values: Any) -> set[Edge]:
     return {(tensor.grad_fn, tensor.output_nr) for tensor in tensors if tensor.grad_fn is not None}
 
 
+def in_order(nodes: Iterable[Node]) -> list[Node]:
+    """Operations by name, as sets have no order that messages could keep."""
+    return sorted(nodes, key=operation)
+
+
 def _walk(ends: Iterable[Node], stops: set[Node]) -> set[Node]:
     """Operations from the ends back to the stops, which are left out."""
     found: set[Node] = set()
@@ -225,8 +230,10 @@ def functional_activations(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]
         ["Gelu in '3' (GELU)"]
     """
     graph = read_graph(model, inputs)
-    found = [(node, owner) for owner in graph.calls for node in owner.nodes if not _is_harmless(node, owner, graph)]
-    strays = [f"{operation(node)} in no module" for node in graph.nodes - graph.owner.keys()]
+    found = [
+        (node, owner) for owner in graph.calls for node in in_order(owner.nodes) if not _is_harmless(node, owner, graph)
+    ]
+    strays = [f"{operation(node)} in no module" for node in in_order(graph.nodes - graph.owner.keys())]
     return list(dict.fromkeys([f"{operation(node)} in {owner}" for node, owner in found] + strays))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+_groups = itertools.count()
 
 
 def rank() -> int:
@@ -35,11 +39,24 @@ def process_group() -> Iterator[None]:
     if _running() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield
         return
-    dist.init_process_group("gloo")
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    store, number, size = _meeting_place()
+    # under a name of its own, or a second group would find the addresses of the first
+    prefix = f"captum_iba/{next(_groups)}"
+    dist.init_process_group("gloo", store=PrefixStore(prefix, store), rank=number, world_size=size)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@functools.cache
+def _meeting_place() -> Any:
+    """The key-value store that torchrun's environment leads to, rank and world size; it stays for later groups."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(iter(rendezvous("env://")))
 
 
 def from_all(value: T) -> list[T]:

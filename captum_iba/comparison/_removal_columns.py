@@ -9,12 +9,18 @@ import numpy as np
 from torch import Tensor
 
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, on_one_grid, plain, scores
-from captum_iba.comparison._types import Array, Curve, MetricInfo
+from captum_iba.comparison._types import Array, Baseline, Curve, MetricInfo
 from captum_iba.metrics import degradation, deletion, insertion
 from captum_iba.metrics._baselines import make_baselines
 from captum_iba.metrics._perturb import Removal, Rows
 from captum_iba.metrics._units import make_units
 from captum_iba.metrics.sensitivity_n import SetOutputs, correlate, log_spaced, set_outputs
+
+
+def named(baselines: Baseline) -> str:
+    """A baseline in words."""
+    words = {"mean": "the image's mean colour", "zero": "zero", "blur": "the blurred image"}
+    return words[baselines] if isinstance(baselines, str) else f"the value {baselines:.3g}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class DegradationColumn:
 
     tile_size: int
     n_steps: int | None = None
+    baselines: Baseline = "mean"
     needs_boxes: bool = False
 
     @property
@@ -31,7 +38,7 @@ class DegradationColumn:
         side = f"{self.tile_size}x{self.tile_size}"
         return MetricInfo(
             f"degradation {side}",
-            f"Area between the target's probability with tiles of {side} pixels replaced by the image's mean colour, "
+            f"Area between the target's probability with tiles of {side} pixels replaced by {named(self.baselines)}, "
             "least relevant first, and most relevant first; 0 for a random map.",
             True,
             "share of tiles replaced",
@@ -44,6 +51,7 @@ class DegradationColumn:
             state.model,
             state.inputs,
             maps,
+            self.baselines,
             target=state.target,
             tile_size=self.tile_size,
             n_steps=self.n_steps,
@@ -131,6 +139,7 @@ class AreaColumn:
 
     kind: str
     n_steps: int = 50
+    baselines: Baseline = "mean"
     needs_boxes: bool = False
 
     @property
@@ -140,7 +149,7 @@ class AreaColumn:
         return MetricInfo(
             self.kind,
             "Area under the target's probability while the most relevant pixels are "
-            + ("inserted into the blurred image." if inserts else "replaced by the image's mean colour."),
+            + f"{'inserted into' if inserts else 'replaced by'} {named(self.baselines)}.",
             inserts,
             f"share of pixels {'inserted' if inserts else 'replaced'}",
             "probability of the target",
@@ -153,6 +162,7 @@ class AreaColumn:
             state.model,
             state.inputs,
             maps,
+            self.baselines,
             target=state.target,
             n_steps=self.n_steps,
             max_examples_per_batch=state.rows,

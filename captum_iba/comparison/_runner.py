@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,19 @@ from captum_iba.comparison._column import Column, ExampleState, Record
 from captum_iba.comparison._cost import Cost
 from captum_iba.comparison._pictures import to_heat_map, to_jpeg
 from captum_iba.comparison._types import ExampleInfo
+from captum_iba.comparison.captum_methods import seed_of, seeded
 from captum_iba.comparison.dataset import Example, ExampleSet
 from captum_iba.comparison.methods import Context, Explainer, Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
-from captum_iba.errors import CaptumIBAError, InvalidArgumentError, NonFiniteError, UnreadableExampleError
+from captum_iba.errors import (
+    CaptumIBAError,
+    CaptumIBAWarning,
+    InvalidArgumentError,
+    NonFiniteError,
+    UnreadableExampleError,
+)
+
+_METRIC_HALVES = r"\d+ rows at once did not fit"
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ class Runner:
         with warnings.catch_warnings():
             # what Captum says about the hooks it sets, at every call
             warnings.filterwarnings("ignore", module=r"captum\.")
+            # a metric would halve its own rows again at every call; here they are halved for good
+            warnings.filterwarnings("error", message=_METRIC_HALVES, category=CaptumIBAWarning)
             return self._measure(data, index)
 
     def _measure(self, data: ExampleSet, index: int) -> ExampleRecord:
@@ -78,44 +90,54 @@ class Runner:
         return ExampleRecord(info, "", found)
 
     def _describe(self, example: Example, inputs: Tensor) -> ExampleInfo:
-        with torch.no_grad():
-            probability = self._plan.context.model(inputs).double().softmax(dim=1)[0]
+        predicted, probability = self._predict(example, inputs)
+        keep = example.key in self._plan.pictured and example.display is not None
+        return ExampleInfo(
+            example.key,
+            self._category(example.target),
+            predicted,
+            probability,
+            to_jpeg(example.display) if keep and example.display is not None else b"",
+            None if example.boxes is None else example.boxes.double().cpu().numpy(),
+        )
+
+    def _predict(self, example: Example, inputs: Tensor) -> tuple[str, float]:
+        """Name of the predicted class and the target's probability; nothing where memory does not suffice for that."""
+        try:
+            with torch.no_grad():
+                probability = self._plan.context.model(inputs).double().softmax(dim=1)[0]
+        except torch.OutOfMemoryError:
+            return "", float("nan")
+        except Exception as error:
+            raise InvalidArgumentError(
+                f"The model does not run on example {example.key!r} of shape {list(example.inputs.shape)}: "
+                f"{_reason(error)}. Bring all images to one size, or leave it out."
+            ) from error
         if example.target >= len(probability):
             raise InvalidArgumentError(
                 f"Example {example.key!r} has the target {example.target}, but the model has {len(probability)} "
                 "classes. Look at the labels."
             )
-        keep = example.key in self._plan.pictured and example.display is not None
-        return ExampleInfo(
-            example.key,
-            self._category(example.target),
-            self._category(int(probability.argmax())),
-            float(probability[example.target]),
-            to_jpeg(example.display) if keep and example.display is not None else b"",
-            None if example.boxes is None else example.boxes.double().cpu().numpy(),
-        )
+        return self._category(int(probability.argmax())), float(probability[example.target])
 
     def _category(self, index: int) -> str:
         categories = self._plan.categories
         return str(index) if categories is None else categories[index]
 
     def _state(self, example: Example, inputs: Tensor, target: Tensor) -> ExampleState:
-        context = self._plan.context
         mask = None if example.mask is None else example.mask[None].to(inputs.device)
-        return ExampleState(
-            context.model, inputs, target, mask, context.layer, context.statistics, context.rows, context.seed
-        )
+        return ExampleState(self._plan.context, inputs, target, mask)
 
     def _one(self, method: Method, example: Example, state: ExampleState) -> MethodRecord:
         """One method on one example; whatever it raises becomes its reason, as methods come from anywhere."""
-        state.rows = self._plan.context.rows
         explain = self._explainer(method)
         if isinstance(explain, str):
             return MethodRecord(failure=explain)
+        inputs = state.inputs
         try:
-            with Cost(state.inputs.device) as cost:
-                maps = explain(state.inputs, state.target)
-            maps = _checked(maps, state.inputs)
+            with seeded(seed_of(inputs, state.seed), inputs), Cost(inputs.device) as cost:
+                maps = explain(inputs, state.target)
+            maps = _checked(maps, inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -134,15 +156,24 @@ class Runner:
                 continue
             try:
                 found[column.info.name] = column.measure(state, maps, explain)
-            except CaptumIBAError as error:  # undefined for this map; the others still count
-                found[column.info.name] = {"undefined": str(error)}
+            except torch.OutOfMemoryError:
+                raise
+            except CaptumIBAWarning as warning:
+                if re.match(_METRIC_HALVES, str(warning)):
+                    raise torch.OutOfMemoryError(str(warning)) from None
+                raise
+            except Exception as error:  # undefined for this map; the others still count
+                found[column.info.name] = {"undefined": _reason(error)}
         return found
 
     def _explainer(self, method: Method) -> Explainer | str:
         """The built method, or why it cannot be built."""
         if method.name not in self._explainers:
+            context = self._plan.context
             try:
-                self._explainers[method.name] = method.build(self._plan.context)
+                with torch.enable_grad(), seeded(context.seed, context.example):
+                    self._explainers[method.name] = _guarded(method.build(context))
+                _assert_options_used(context, method.name)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -152,32 +183,54 @@ class Runner:
     def _without_running_out(self, method: Method, example: Example, state: ExampleState) -> MethodRecord:
         """Run with ever fewer rows at once until memory suffices."""
         context = self._plan.context
+        before = context.rows
         while True:
             try:
-                return self._one(method, example, state)
+                record = self._one(method, example, state)
+                break
             except torch.OutOfMemoryError as error:
                 if context.rows == 1:
+                    context.rows = before  # it is not the rows, so the other methods may have them
                     return MethodRecord(failure=_reason(error))
                 context.rows //= 2
-                self._warner.once(
-                    "memory",
-                    f"Memory ran out; going on with {context.rows} rows at once. Pass max_examples_per_batch="
-                    f"{context.rows} to start with it.",
-                )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        if context.rows < before:
+            self._warner.once(
+                "memory",
+                f"Memory ran out; going on with {context.rows} rows at once. Pass max_examples_per_batch="
+                f"{context.rows} to start with it.",
+            )
+        return record
+
+
+def _guarded(explain: Explainer) -> Explainer:
+    """Explain copies, whatever is done to them, with gradients, whatever the caller's mode."""
+
+    def guarded(inputs: Tensor, target: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return explain(inputs.clone(), target.clone())
+
+    return guarded
+
+
+def _assert_options_used(context: Context, name: str) -> None:
+    if context.options.get(name) and name not in context.used:
+        raise InvalidArgumentError(
+            f"method_options has {', '.join(context.options[name])} for {name}, which takes no arguments."
+        )
 
 
 def _checked(maps: object, inputs: Tensor) -> Tensor:
     """One finite map an example, (1, C, h, w), detached."""
     if isinstance(maps, Tensor) and maps.ndim == 3 and inputs.ndim == 4:
         maps = maps.unsqueeze(1)
-    if not isinstance(maps, Tensor) or maps.ndim != inputs.ndim or len(maps) != len(inputs):
+    if not isinstance(maps, Tensor) or maps.ndim != inputs.ndim or len(maps) != len(inputs) or maps.numel() == 0:
         found = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         raise InvalidArgumentError(f"The method returned {found}; wanted maps (1, C, h, w) for {list(inputs.shape)}.")
     if not torch.isfinite(maps).all():
         raise NonFiniteError("The method's map has NaN or infinity.")
-    return maps.detach()
+    return maps.detach().to(inputs.device)
 
 
 def _reason(error: Exception) -> str:
@@ -186,14 +239,25 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, CaptumIBAError) else f"{type(error).__name__}: {text}"
 
 
-def probabilities_are_logits(model: nn.Module, example: Tensor) -> None:
-    """Refuse a model whose output is no row of logits.
+def assert_logits(model: nn.Module, example: Tensor, categories: Sequence[str] | None) -> None:
+    """Refuse a model whose output is no row of logits, or has another number of classes than there are names.
 
     Raises:
-        InvalidArgumentError: another shape.
+        InvalidArgumentError: another shape, or a model that does not run.
     """
-    with torch.no_grad():
-        output = model(example)
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except torch.OutOfMemoryError:  # becomes the reason of every method
+        return
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"The model does not run on the first example, {example.dtype} {list(example.shape)}: {_reason(error)}"
+        ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidArgumentError(f"The model returns {found}; wanted logits (N, classes). Wrap it in a module.")
+    if categories is not None and len(categories) != output.shape[1]:
+        raise InvalidArgumentError(
+            f"There are {len(categories)} categories for {output.shape[1]} classes; wanted a name for each class."
+        )

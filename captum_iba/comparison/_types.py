@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+
+Baseline: TypeAlias = Literal["mean", "zero", "blur"] | float
+"""What stands for a removed part; see :func:`captum_iba.metrics.degradation`."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class MethodInfo:
         unit (str): of its heat maps: ``"bits per pixel"``, or ``"relevance, no unit"``.
         reason (str): why it could not run on this model; empty where it ran.
         n_failed (int): examples that it failed on, though it ran on others.
-        seconds (float): mean time of one example's attribution; NaN where it did not run.
+        seconds (float): median time of one example's attribution; NaN where it did not run.
         peak_memory (float): most memory in MB above what was in use before, over its attributions; NaN where it did
             not run or where it cannot be measured.
     """

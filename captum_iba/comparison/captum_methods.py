@@ -6,12 +6,14 @@ the output is to them, the mean for signed gradients, the sum for methods that s
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,22 +32,27 @@ def strongest(values: Tensor) -> Tensor:
     return values.abs().amax(dim=1, keepdim=True)
 
 
-def mean_colour(x: Tensor) -> Tensor:
-    """Each image's mean colour everywhere."""
-    return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
-
-
-def _seed_of(image: Tensor, seed: int) -> int:
+def seed_of(image: Tensor, seed: int) -> int:
     """A seed of an image's own, so that its result depends neither on the batch nor on the order of examples."""
     return zlib.crc32(image.detach().float().cpu().contiguous().numpy().tobytes(), seed)
 
 
 @contextmanager
 def seeded(seed: int, like: Tensor) -> Iterator[None]:
-    """Give torch's global generator a seed, and put its state back: Captum draws its noise from it."""
+    """Give the global generators of torch, numpy and Python a seed, and put their states back.
+
+    Captum, and methods of users, draw from them.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the generator that others draw from)
     with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _random(context: Context) -> Explainer:
@@ -54,7 +61,7 @@ def _random(context: Context) -> Explainer:
         values = torch.linspace(-1, 1, size)
         maps = []
         for image in x:
-            generator = torch.Generator("cpu").manual_seed(_seed_of(image, context.seed))
+            generator = torch.Generator("cpu").manual_seed(seed_of(image, context.seed))
             maps.append(values[torch.randperm(size, generator=generator)].view(1, *x.shape[2:]))
         return torch.stack(maps).to(x)
 
@@ -63,79 +70,89 @@ def _random(context: Context) -> Explainer:
 
 def _gradient(context: Context) -> Explainer:
     method: Any = captum.attr.Saliency(context.copy)
-    return lambda x, y: method.attribute(x, target=y, abs=False).mean(dim=1, keepdim=True)
+    options = {"abs": False} | context.options_of("Gradient")
+    return lambda x, y: method.attribute(x, target=y, **options).mean(dim=1, keepdim=True)
 
 
 def _saliency(context: Context) -> Explainer:
     method: Any = captum.attr.Saliency(context.copy)
-    return lambda x, y: strongest(method.attribute(x, target=y))
+    options = context.options_of("Saliency")
+    return lambda x, y: strongest(method.attribute(x, target=y, **options))
 
 
 def _input_x_gradient(context: Context) -> Explainer:
     method: Any = captum.attr.InputXGradient(context.copy)
-    return lambda x, y: method.attribute(x, target=y).sum(dim=1, keepdim=True)
+    options = context.options_of("InputXGradient")
+    return lambda x, y: method.attribute(x, target=y, **options).sum(dim=1, keepdim=True)
 
 
 def _integrated_gradients(context: Context) -> Explainer:
     method: Any = captum.attr.IntegratedGradients(context.copy, multiply_by_inputs=False)
-    options = {"n_steps": _STEPS, "method": "riemann_right"} | context.options_of("IntegratedGradients")
+    chosen = {"n_steps": _STEPS, "method": "riemann_right"} | context.options_of("IntegratedGradients")
 
     def explain(x: Tensor, y: Tensor) -> Tensor:
-        rows = max(context.rows, len(x))
-        return strongest(method.attribute(x, mean_colour(x), target=y, internal_batch_size=rows, **options))
+        options = {"baselines": context.baseline(x), "internal_batch_size": max(context.rows, len(x))} | chosen
+        return strongest(method.attribute(x, target=y, **options))
 
     return explain
 
 
 def _smooth_grad(context: Context) -> Explainer:
     method: Any = captum.attr.NoiseTunnel(captum.attr.Saliency(context.copy))
-    options = {"nt_samples": _STEPS} | context.options_of("SmoothGrad")
+    chosen = {"nt_samples": _STEPS, "abs": False} | context.options_of("SmoothGrad")
 
     def explain(x: Tensor, y: Tensor) -> Tensor:
         maps = []
         # one by one: the noise follows each image's own range
         for image, label in zip(torch.split(x, 1), torch.split(y, 1), strict=True):
             spread = _NOISE * float(image.max() - image.min())
-            with seeded(_seed_of(image, context.seed), image):
-                maps.append(
-                    method.attribute(
-                        image, target=label, stdevs=spread, nt_samples_batch_size=context.rows, abs=False, **options
-                    )
-                )
+            options = {"stdevs": spread, "nt_samples_batch_size": context.rows} | chosen
+            with seeded(seed_of(image, context.seed), image):
+                maps.append(method.attribute(image, target=label, **options))
         return strongest(torch.cat(maps))
 
     return explain
 
 
-def _with_relu_rule(method_class: Callable[..., Any]) -> Callable[[Context], Explainer]:
+def _with_relu_rule(name: str, method_class: Callable[..., Any]) -> Callable[[Context], Explainer]:
     def build(context: Context) -> Explainer:
         assert_relu_modules(context.copy, context.example)
         method: Any = method_class(context.copy)
-        return lambda x, y: strongest(method.attribute(x, target=y))
+        options = context.options_of(name)
+        return lambda x, y: strongest(method.attribute(x, target=y, **options))
 
     return build
 
 
 def _grad_cam(context: Context) -> Explainer:
     method: Any = captum.attr.LayerGradCam(context.copy, context.in_copy(context.gradcam_layer))
-    return lambda x, y: method.attribute(x, target=y, relu_attributions=True)
+    options = {"relu_attributions": True} | context.options_of("LayerGradCam")
+    return lambda x, y: method.attribute(x, target=y, **options)
 
 
 def _guided_grad_cam(context: Context) -> Explainer:
+    layer = context.in_copy(context.gradcam_layer)
     assert_relu_modules(context.copy, context.example)
-    method: Any = captum.attr.GuidedGradCam(context.copy, context.in_copy(context.gradcam_layer))
-    return lambda x, y: strongest(method.attribute(x, target=y, interpolate_mode="bilinear"))
+    method: Any = captum.attr.GuidedGradCam(context.copy, layer)
+    options = {"interpolate_mode": "bilinear"} | context.options_of("GuidedGradCam")
+    return lambda x, y: strongest(method.attribute(x, target=y, **options))
 
 
-def _occlusion(side: int) -> Callable[[Context], Explainer]:
+def _occlusion(name: str, side: int) -> Callable[[Context], Explainer]:
     def build(context: Context) -> Explainer:
         method: Any = captum.attr.Occlusion(context.copy)
+        chosen = context.options_of(name)
 
         def explain(x: Tensor, y: Tensor) -> Tensor:
             window = (x.shape[1], side, side)
-            options = {"baselines": mean_colour(x), "target": y, "perturbations_per_eval": context.rows}
+            options = {
+                "sliding_window_shapes": window,
+                "strides": window,
+                "baselines": context.baseline(x),
+                "perturbations_per_eval": max(1, context.rows // len(x)),
+            } | chosen
             with torch.no_grad():
-                values: Tensor = method.attribute(x, window, strides=window, **options)
+                values: Tensor = method.attribute(x, target=y, **options)
             return values[:, :1]
 
         return explain
@@ -145,7 +162,14 @@ def _occlusion(side: int) -> Callable[[Context], Explainer]:
 
 def _deep_lift(context: Context) -> Explainer:
     method: Any = captum.attr.DeepLift(context.copy)
-    return lambda x, y: method.attribute(x, mean_colour(x), target=y).sum(dim=1, keepdim=True)
+    chosen = context.options_of("DeepLift")
+
+    def explain(x: Tensor, y: Tensor) -> Tensor:
+        options = {"baselines": context.baseline(x)} | chosen
+        values: Tensor = method.attribute(x, target=y, **options)
+        return values.sum(dim=1, keepdim=True)
+
+    return explain
 
 
 def _lrp(context: Context) -> Explainer:
@@ -154,16 +178,18 @@ def _lrp(context: Context) -> Explainer:
 
 
 def _pattern_attribution(context: Context) -> Explainer:
-    method: Any = PatternAttribution(context.copy).fit(context.calibration())
+    options = context.options_of("PatternAttribution")
+    method: Any = context.fit(lambda batches: PatternAttribution(context.copy).fit(batches, **options))
     return lambda x, y: method.attribute(x, target=y).sum(dim=1, keepdim=True)
 
 
 def _layer_iba(context: Context) -> Explainer:
     method: Any = LayerIBA(context.model, context.layer, statistics=context.statistics)
-    options = {"seed": context.seed} | context.options_of("LayerIBA")
+    chosen = {"seed": context.seed} | context.options_of("LayerIBA")
 
     def explain(x: Tensor, y: Tensor) -> Tensor:
-        bits: Tensor = method.attribute(x, target=y, internal_batch_size=max(context.rows, len(x)), **options)
+        options = {"internal_batch_size": max(context.rows, len(x))} | chosen
+        bits: Tensor = method.attribute(x, target=y, **options)
         return bits
 
     return explain
@@ -177,7 +203,7 @@ for _name, _build, _description in (
     (
         "IntegratedGradients",
         _integrated_gradients,
-        f"Mean gradient along the path from the image's mean colour, {_STEPS} steps, not multiplied by the input; "
+        f"Mean gradient along the path from the baseline, {_STEPS} steps, not multiplied by the input; "
         "largest absolute value over the channels.",
     ),
     (
@@ -188,20 +214,28 @@ for _name, _build, _description in (
     ),
     (
         "GuidedBackprop",
-        _with_relu_rule(captum.attr.GuidedBackprop),
+        _with_relu_rule("GuidedBackprop", captum.attr.GuidedBackprop),
         "Gradient that passes only positive values back through each ReLU; largest absolute value over the channels.",
     ),
     (
         "Deconvolution",
-        _with_relu_rule(captum.attr.Deconvolution),
+        _with_relu_rule("Deconvolution", captum.attr.Deconvolution),
         "Positive gradients passed back through each ReLU, whatever went forward; largest absolute value over the "
         "channels.",
     ),
     ("LayerGradCam", _grad_cam, "GradCAM at the last feature map, positive part, of the explained class."),
     ("GuidedGradCam", _guided_grad_cam, "GuidedBackprop times GradCAM; largest absolute value over the channels."),
-    ("Occlusion-8x8", _occlusion(8), "Fall of the score when a tile of 8 x 8 pixels takes the image's mean colour."),
-    ("Occlusion-14x14", _occlusion(14), "Fall of the score when a tile of 14 x 14 pixels takes the mean colour."),
-    ("DeepLift", _deep_lift, "DeepLift (rescale) against the image's mean colour, summed over the channels."),
+    (
+        "Occlusion-8x8",
+        _occlusion("Occlusion-8x8", 8),
+        "Fall of the score when a tile of 8 x 8 pixels is replaced by the baseline.",
+    ),
+    (
+        "Occlusion-14x14",
+        _occlusion("Occlusion-14x14", 14),
+        "Fall of the score when a tile of 14 x 14 pixels is replaced by the baseline.",
+    ),
+    ("DeepLift", _deep_lift, "DeepLift (rescale) against the baseline, summed over the channels."),
     ("LRP", _lrp, "Layer-wise relevance propagation with the epsilon rule, epsilon 5, summed over the channels."),
     (
         "PatternAttribution",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from captum_iba.comparison._column import Column
@@ -12,10 +13,13 @@ from captum_iba.comparison._other_columns import (
     SufficiencyColumn,
 )
 from captum_iba.comparison._removal_columns import AreaColumn, DegradationColumn, SensitivityNColumn
+from captum_iba.comparison._types import Baseline
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 
-def find_columns(metrics: str | Sequence[str | Column], n_steps: int | None, n_perturb_samples: int) -> list[Column]:
+def find_columns(
+    metrics: str | Sequence[str | Column], n_steps: int | None, n_perturb_samples: int, baselines: Baseline = "mean"
+) -> list[Column]:
     """The metrics of a comparison.
 
     Args:
@@ -23,19 +27,27 @@ def find_columns(metrics: str | Sequence[str | Column], n_steps: int | None, n_p
             ``"all"``: insertion, deletion and Captum's infidelity and sensitivity_max as well; or names and columns.
         n_steps (int, optional): points on the degradation curves.
         n_perturb_samples (int): sets of sensitivity-n for each n.
+        baselines (str or float, optional): what degradation and deletion put in a removed part's place.
+            Default: ``"mean"``.
 
     Raises:
-        InvalidArgumentError: an unknown name, one twice, or none.
+        InvalidArgumentError: an unknown name, one twice, or none; or a number out of range.
         InvalidTypeError: something else.
     """
+    is_number = isinstance(baselines, (int, float)) and not isinstance(baselines, bool) and math.isfinite(baselines)
+    if baselines not in ("mean", "zero", "blur") and not is_number:
+        raise InvalidArgumentError(f"baselines={baselines!r}; wanted 'mean', 'zero', 'blur' or a number.")
+    _assert_at_least_two("n_perturb_samples", n_perturb_samples)
+    if n_steps is not None:
+        _assert_at_least_two("n_steps", n_steps)
     own: list[Column] = [
-        DegradationColumn(8, n_steps),
-        DegradationColumn(14, n_steps),
+        DegradationColumn(8, n_steps, baselines),
+        DegradationColumn(14, n_steps, baselines),
         BoundingBoxColumn(),
         SensitivityNColumn(8, n_perturb_samples),
         SufficiencyColumn(),
-        AreaColumn("insertion"),
-        AreaColumn("deletion"),
+        AreaColumn("insertion", baselines="blur"),
+        AreaColumn("deletion", baselines=baselines),
         InfidelityColumn(),
         SensitivityMaxColumn(),
     ]
@@ -48,8 +60,15 @@ def find_columns(metrics: str | Sequence[str | Column], n_steps: int | None, n_p
     for metric in metrics:
         if isinstance(metric, str) and metric not in by_name:
             raise InvalidArgumentError(f"There is no metric {metric!r}; known are {', '.join(by_name)}.")
+        if not isinstance(metric, str) and not all(hasattr(metric, name) for name in ("info", "measure", "gather")):
+            raise InvalidTypeError(f"A metric is a {type(metric).__name__}; wanted its name, or a column.")
         found.append(by_name[metric] if isinstance(metric, str) else metric)
     names = [column.info.name for column in found]
     if not found or len(set(names)) < len(names):
         raise InvalidArgumentError(f"metrics={names}; wanted at least one, each once.")
     return found
+
+
+def _assert_at_least_two(name: str, value: object) -> None:
+    if type(value) is not int or value < 2:
+        raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least 2.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_iba._warn import Warner
-from captum_iba.attr import LayerIBA, suggest_layer
 from captum_iba.attr._model import device_of, evaluation_mode
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._column import Column
 from captum_iba.comparison._gather import gather
 from captum_iba.comparison._processes import from_all, process_group, rank, world_size
-from captum_iba.comparison._runner import Plan, Runner, probabilities_are_logits
+from captum_iba.comparison._runner import Plan, Runner, assert_logits
+from captum_iba.comparison._types import Baseline
 from captum_iba.comparison.columns import find_columns
 from captum_iba.comparison.dataset import ExampleSet, as_examples
-from captum_iba.comparison.methods import Context, Explainer, Method, find_methods, last_feature_map
+from captum_iba.comparison.methods import Context, Explainer, Method, find_methods
 from captum_iba.comparison.report import Report
 from captum_iba.comparison.store import ExampleRecord, Store
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, UnreadableExampleError
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, UnreadableExampleError
 
 _OWN_CALIBRATION, _BATCH = 1000, 16
 
@@ -43,6 +44,7 @@ def compare(
     statistics: FeatureStatistics | None = None,
     calibration: Iterable[Any] | None = None,
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Baseline = "mean",
     n_steps: int | None = None,
     n_perturb_samples: int = 100,
     categories: Sequence[str] | None = None,
@@ -75,8 +77,11 @@ def compare(
         calibration (Iterable, optional): batches of images, or tuples that begin with them, which can be iterated
             again: for the statistics, and for PatternAttribution. Default: None: up to 1000 of the data set's own
             images, with a warning.
-        method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``.
-            Default: None.
+        method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``: those
+            of Captum's ``attribute``, of ``fit`` for PatternAttribution, and ``epsilon`` for LRP. Default: None.
+        baselines (str or float, optional): what stands for nothing in an image: ``"mean"``, its mean colour;
+            ``"zero"``; ``"blur"``; or a number. For degradation and deletion, and for the methods that compare with a
+            baseline. Sensitivity-n has zero, as in the paper. Default: ``"mean"`` (paper).
         n_steps (int, optional): points on the degradation curves. Default: None: every tile.
         n_perturb_samples (int, optional): sets of sensitivity-n for each n. Default: 100 (paper).
         categories (Sequence[str], optional): names of the classes, for the report. Default: None: their numbers.
@@ -107,28 +112,26 @@ def compare(
         True
     """
     _assert_arguments(model, n_pictures, max_examples_per_batch, seed)
+    if statistics is not None and not isinstance(statistics, FeatureStatistics):
+        raise InvalidTypeError(f"statistics is a {type(statistics).__name__}; wanted FeatureStatistics.")
     examples = as_examples(dataset, to_display=to_display)
-    chosen, columns = find_methods(methods), find_columns(metrics, n_steps, n_perturb_samples)
+    chosen, columns = find_methods(methods), find_columns(metrics, n_steps, n_perturb_samples, baselines)
+    _assert_options(method_options, chosen)
     warner = Warner()
     with process_group(), evaluation_mode([model], warner):
         example = _first(examples).to(device_of([model]) or "cpu")[None]
-        probabilities_are_logits(model, example)
-        bottleneck = _module(model, layer, "layer") or suggest_layer(model, example)
-        calibrate = _calibration(calibration, examples, warner, statistics is None)
-        if statistics is None:
-            statistics = LayerIBA(model, bottleneck).estimate(calibrate()).statistics
-        if not isinstance(statistics, FeatureStatistics):
-            raise InvalidTypeError(f"statistics is a {type(statistics).__name__}; wanted FeatureStatistics.")
+        assert_logits(model, example, categories)
         context = Context(
             model,
-            bottleneck,
-            _module(model, gradcam_layer, "gradcam_layer") or last_feature_map(model, example),
-            statistics,
             example,
-            calibrate,
-            max_examples_per_batch,
-            seed,
-            method_options or {},
+            _calibration(calibration, examples, warner, statistics is None),
+            layer=_module(model, layer, "layer"),
+            gradcam_layer=_module(model, gradcam_layer, "gradcam_layer"),
+            statistics=statistics,
+            rows=max_examples_per_batch,
+            seed=seed,
+            baselines=baselines,
+            options=method_options,
         )
         plan = Plan(chosen, columns, context, categories, frozenset(list(examples.keys)[:n_pictures]))
         configuration = _configuration(plan, examples, n_pictures)
@@ -148,6 +151,20 @@ def _assert_arguments(model: object, n_pictures: int, max_examples_per_batch: in
     ):
         if type(value) is not int or value < least:
             raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least {least}.")
+
+
+def _assert_options(options: object, methods: Sequence[Method]) -> None:
+    if options is None:
+        return
+    if not isinstance(options, Mapping) or not all(isinstance(own, Mapping) for own in options.values()):
+        raise InvalidTypeError('method_options: wanted arguments by method, such as {"LayerIBA": {"beta": 1.0}}.')
+    names = [method.name for method in methods]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise InvalidArgumentError(
+            f"method_options names {', '.join(map(repr, unknown))}, which is not compared; compared are "
+            f"{', '.join(names)}."
+        )
 
 
 def _first(examples: ExampleSet) -> Tensor:
@@ -219,14 +236,16 @@ def _configuration(plan: Plan, examples: ExampleSet, n_pictures: int) -> dict[st
     return {
         "model": type(context.model).__name__,
         "weights": _digest(context.model.state_dict().values()),
-        "layer": names[context.layer],
-        "gradcam_layer": names[context.gradcam_layer],
-        "statistics": _digest([context.statistics.mean, context.statistics.std]),
+        "layer": _or_reason(lambda: names[context.layer]),
+        "gradcam_layer": _or_reason(lambda: names[context.gradcam_layer]),
+        "statistics": _or_reason(lambda: _summary(context.statistics)),
         "methods": [f"{method.name}: {method.description}" for method in plan.methods],
-        "method_options": {name: {k: repr(v) for k, v in o.items()} for name, o in context.options.items()},
-        "metrics": [repr(column) for column in plan.columns],
+        "method_options": {name: {k: _text(v) for k, v in o.items()} for name, o in context.options.items()},
+        "metrics": [_text(column) for column in plan.columns],
+        "categories": None if plan.categories is None else _digest(plan.categories),
         "data": dict(examples.fingerprint),
         "n_pictures": n_pictures,
+        "baselines": context.baselines,
         "seed": context.seed,
         "versions": _versions(),
     }
@@ -248,9 +267,30 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _digest(tensors: Iterable[Tensor]) -> str:
+def _or_reason(find: Callable[[], str]) -> str:
+    try:
+        return find()
+    except CaptumIBAError as error:
+        return f"none: {error}"
+
+
+def _summary(statistics: FeatureStatistics) -> str:
+    """Equal for equal data, whatever their order and batches, which change the last digits of each feature."""
+    mean, deviation = float(statistics.mean.mean()), float(statistics.std.mean())
+    return f"{statistics.n_samples} examples, mean {mean:.4g}, deviation {deviation:.4g}"
+
+
+def _text(value: object) -> str:
+    """What it is, without its place in memory, which another process does not share."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _digest(tensors: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
+        if not isinstance(tensor, Tensor):  # a module's extra state
+            digest.update(_text(tensor).encode())
+            continue
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
@@ -263,7 +303,8 @@ def _run(
     show_progress: bool,
 ) -> list[ExampleRecord]:
     """Records of all examples, in the order of the data; those that are stored are not computed again."""
-    with Store(_own_file(path), configuration) as store:
+    own_file = _own_file(path)
+    with Store(own_file, configuration) as store:
         if rank() == 0 and path is not None:
             _import_others(store, Path(path), configuration)
         done = set().union(*from_all(store.keys()))
@@ -284,6 +325,9 @@ def _run(
         if rank() == 0:
             for key in records.keys() - store.keys():
                 store.add(records[key])
+    from_all(None)  # until the first process has everything
+    if rank() > 0 and own_file is not None:
+        own_file.unlink(missing_ok=True)
     return [records[key] for key in examples.keys]
 
 
@@ -291,19 +335,21 @@ def _own_file(path: str | os.PathLike[str] | None) -> Path | None:
     """The file of this process: two processes never write to one, which might be on two machines."""
     if path is None or rank() == 0:
         return None if path is None else Path(path)
-    return _of_rank(Path(path), str(rank()))
-
-
-def _of_rank(path: Path, number: str) -> Path:
-    return path.with_name(f"{path.stem}.rank{number}{path.suffix}")
+    return Path(path).with_name(f"{Path(path).stem}.rank{rank()}{Path(path).suffix}")
 
 
 def _import_others(store: Store, path: Path, configuration: Mapping[str, object]) -> None:
     """Take over what an earlier run of more processes left behind."""
     known = store.keys()
-    for other in sorted(path.parent.glob(_of_rank(path, "*").name)):
+    name = re.compile(rf"{re.escape(path.stem)}\.rank(\d+){re.escape(path.suffix)}")
+    found = {other: name.fullmatch(other.name) for other in sorted(path.resolve().parent.iterdir())}
+    for other, number in found.items():
+        if number is None:
+            continue
         with Store(other, configuration) as left:
             for record in left.read():
                 if record.info.key not in known:
                     store.add(record)
                     known.add(record.info.key)
+        if int(number[1]) >= world_size():  # no process of this run writes to it
+            other.unlink()

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._captum import Addition_Module, EpsilonRule, PropagationRule
-from captum_iba.comparison._graph import Call, Edge, Graph, Node, is_maximum, is_move, operation, read_graph, shorten
+from captum_iba.comparison._graph import (
+    Call,
+    Edge,
+    Graph,
+    Node,
+    in_order,
+    is_maximum,
+    is_move,
+    operation,
+    read_graph,
+    shorten,
+)
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, UnsupportedModelError
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -167,8 +178,10 @@ def _assert_modules_only(graph: Graph) -> None:
         if _is_leaf(call):
             _assert_rule(call)
         else:
-            reasons |= {_reason(operation(node), str(call)): None for node in call.nodes if not _keeps_relevance(node)}
-    strays = [node for node in graph.nodes - graph.owner.keys() if not _keeps_relevance(node)]
+            reasons |= {
+                _reason(operation(node), str(call)): None for node in in_order(call.nodes) if not _keeps_relevance(node)
+            }
+    strays = [node for node in in_order(graph.nodes - graph.owner.keys()) if not _keeps_relevance(node)]
     reasons |= {_reason(operation(node), "no module"): None for node in strays}
     if reasons:
         raise UnsupportedModelError(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from captum_iba.attr import LayerIBA, suggest_layer
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+from captum_iba.comparison._types import Baseline
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError
+from captum_iba.metrics._baselines import make_baselines
+
+T = TypeVar("T")
 
 Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed."""
@@ -21,35 +27,127 @@ NO_UNIT = "relevance, no unit"
 BITS = "bits per pixel"
 
 
-@dataclass
 class Context:
     """What methods are built from.
 
-    Attributes:
+    Layers and statistics that are not given are found when they are first asked for. Where that fails, asking raises,
+    so that only the methods that need them cannot run.
+
+    Args:
         model (nn.Module): the model to explain; methods leave it as it is and change copies.
-        layer (nn.Module): of the bottleneck.
-        gradcam_layer (nn.Module): of the GradCAM methods.
-        statistics (FeatureStatistics): of ``layer``.
         example (Tensor): (1, C, H, W), the first example.
-        calibration (Callable): returns an iterable of batches for methods that are fitted.
+        calibration (Callable): returns an iterable of batches.
+        layer, gradcam_layer (nn.Module, optional): see below. Default: None: to be found.
+        statistics (FeatureStatistics, optional): see below. Default: None: from the calibration.
+        rows (int, optional): see below. Default: 32.
+        seed (int, optional): see below. Default: 0.
+        baselines (str or float, optional): see below. Default: ``"mean"`` (paper).
+        options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1}}``. Default: None.
+
+    Attributes:
+        model (nn.Module): the model to explain.
+        example (Tensor): (1, C, H, W), the first example.
+        calibration (Callable): returns an iterable of batches; :meth:`fit` copes with a lack of memory.
         rows (int): most rows at once; halved when memory runs out.
         seed (int): of everything random.
-        options (Mapping[str, Mapping[str, Any]]): further arguments by method, such as ``{"LayerIBA": {"beta": 1}}``.
+        baselines (str or float): what stands for nothing in an image, see :meth:`baseline`.
+        options (Mapping[str, Mapping[str, Any]]): arguments by method; a builder takes them by :meth:`options_of`.
+        used (set[str]): methods whose options were taken.
     """
 
-    model: nn.Module
-    layer: nn.Module
-    gradcam_layer: nn.Module
-    statistics: FeatureStatistics
-    example: Tensor
-    calibration: Callable[[], Iterable[Tensor]]
-    rows: int = 32
-    seed: int = 0
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        calibration: Callable[[], Iterable[Tensor]],
+        *,
+        layer: nn.Module | None = None,
+        gradcam_layer: nn.Module | None = None,
+        statistics: FeatureStatistics | None = None,
+        rows: int = 32,
+        seed: int = 0,
+        baselines: Baseline = "mean",
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.model, self.example, self.calibration = model, example, calibration
+        self.rows, self.seed, self.baselines = rows, seed, baselines
+        self.options: Mapping[str, Mapping[str, Any]] = options or {}
+        self.used: set[str] = set()
+        given = {"layer": layer, "gradcam_layer": gradcam_layer, "statistics": statistics}
+        self._found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def layer(self) -> nn.Module:
+        """Of the bottleneck.
+
+        Raises:
+            CaptumIBAError: none was given, and none suggests itself.
+        """
+        return self._find("layer", lambda: suggest_layer(self.model, self.example))
+
+    @property
+    def gradcam_layer(self) -> nn.Module:
+        """Of the GradCAM methods.
+
+        Raises:
+            CaptumIBAError: none was given, and the model has no feature maps.
+        """
+        return self._find("gradcam_layer", lambda: last_feature_map(self.model, self.example))
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of :attr:`layer`.
+
+        Raises:
+            CaptumIBAError: none were given, and they cannot be estimated.
+        """
+        return self._find("statistics", lambda: self.fit(self._estimate))
+
+    def baseline(self, x: Tensor) -> Tensor:
+        """What methods that compare with the absence of features start from: of x's shape."""
+        index = torch.zeros([1] * x.ndim, dtype=torch.long, device=x.device)
+        return make_baselines(self.baselines, (x,), (index,), as_tuple=False)[0]
+
+    def _estimate(self, batches: Iterable[Tensor]) -> FeatureStatistics:
+        statistics = LayerIBA(self.model, self.layer).estimate(batches).statistics
+        assert statistics is not None
+        return statistics
+
+    def _find(self, name: str, search: Callable[[], T]) -> T:
+        """What was given or found; a failure is kept too, and raised again."""
+        if name not in self._found:
+            try:
+                self._found[name] = search()
+            except CaptumIBAError as error:
+                self._found[name] = error
+            except torch.OutOfMemoryError as error:
+                self._found[name] = CaptumIBAError(f"Memory does not suffice for a single example: {error}")
+        if isinstance(self._found[name], CaptumIBAError):
+            raise self._found[name].with_traceback(None)
+        found: T = self._found[name]
+        return found
 
     def options_of(self, name: str) -> dict[str, Any]:
         """The user's arguments of a method."""
+        self.used.add(name)
         return dict(self.options.get(name, {}))
+
+    def fit(self, estimate: Callable[[Iterable[Tensor]], T]) -> T:
+        """Call ``estimate(batches)`` with the calibration data, in smaller batches where memory runs out."""
+        most: int | None = None
+        while True:
+            try:
+                return estimate(self._batches(most))
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
+                most = self.rows if most is None else most // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _batches(self, most: int | None) -> Iterator[Tensor]:
+        for batch in self.calibration():
+            yield from (batch,) if most is None else torch.split(batch, most)
 
     @cached_property
     def copy(self) -> nn.Module:
@@ -104,7 +202,7 @@ def register_method(
         Method: the entry.
 
     Raises:
-        InvalidTypeError: build cannot be called.
+        InvalidTypeError: build cannot be called, or name is no string.
 
     Examples::
 
@@ -115,6 +213,7 @@ def register_method(
     """
     if not callable(build):
         raise InvalidTypeError(f"build is a {type(build).__name__}; wanted a function of the context.")
+    _assert_name(name)
     _METHODS[name] = Method(name, build, description, unit)
     return _METHODS[name]
 
@@ -166,7 +265,13 @@ def find_methods(methods: str | Sequence[str | Method] | Mapping[str, Explainer]
     return found
 
 
+def _assert_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"A method's name is a {type(name).__name__}; wanted a string.")
+
+
 def _of_function(name: str, explain: Explainer) -> Method:
+    _assert_name(name)
     if not callable(explain):
         raise InvalidTypeError(f"methods[{name!r}] is a {type(explain).__name__}; wanted (inputs, target) -> maps.")
     return Method(name, lambda context: explain, getattr(explain, "__doc__", None) or "")
@@ -181,8 +286,11 @@ def _find(name: object) -> Method:
 
 
 def _unknown(name: str) -> InvalidArgumentError:
+    lower = {known.lower(): known for known in _METHODS}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    meant = f" Did you mean {lower[near[0]]!r}?" if near else ""
     return InvalidArgumentError(
-        f"There is no method {name!r}. Known are {', '.join(_METHODS)}; register_method adds one."
+        f"There is no method {name!r}.{meant} Known are {', '.join(_METHODS)}; register_method adds one."
     )
 
 

@@ -16,16 +16,13 @@ import numpy as np
 from captum_iba.comparison._types import ExampleInfo, HeatMap
 from captum_iba.errors import InvalidArgumentError, MissingFileError
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS configuration (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS examples (
-    key TEXT PRIMARY KEY, skipped TEXT, target TEXT, predicted TEXT, probability REAL, photo BLOB, boxes TEXT
-);
-CREATE TABLE IF NOT EXISTS results (
-    key TEXT NOT NULL, method TEXT NOT NULL, failure TEXT, seconds REAL, memory REAL, metrics TEXT, map BLOB, low REAL,
-    high REAL, PRIMARY KEY (key, method)
-);
-"""
+_TABLES = {
+    "configuration": "name TEXT PRIMARY KEY, value TEXT NOT NULL",
+    "examples": "key TEXT PRIMARY KEY, skipped TEXT, target TEXT, predicted TEXT, probability REAL, photo BLOB, "
+    "boxes TEXT",
+    "results": "key TEXT NOT NULL, method TEXT NOT NULL, failure TEXT, seconds REAL, memory REAL, metrics TEXT, "
+    "map BLOB, low REAL, high REAL, PRIMARY KEY (key, method)",
+}
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,30 @@ class Store:
         self.path = None if path is None else Path(path)
         try:
             self._connection = sqlite3.connect(":memory:" if path is None else path, timeout=60)
-            self._connection.executescript(_SCHEMA)
-            self._check(configuration)
         except sqlite3.DatabaseError as error:
-            raise InvalidArgumentError(
-                f"store={str(path)!r} cannot be used: {error}. Pass another file, or remove this one to start anew."
-            ) from error
+            raise self._unusable(error) from error
+        try:
+            with self._connection:  # refused, the file stays as it was
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._make_tables()
+                self._check(configuration)
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self._unusable(error) from error
+            raise
+
+    def _unusable(self, reason: object) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"store={str(self.path)!r} cannot be used: {reason}. Pass another file, or remove this one to start anew."
+        )
+
+    def _make_tables(self) -> None:
+        there = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if there and there != set(_TABLES):
+            raise self._unusable(f"it is a database of something else, with tables {', '.join(sorted(there))}")
+        for name, columns in _TABLES.items():
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
 
     def __enter__(self) -> Store:
         return self
@@ -97,14 +112,10 @@ class Store:
         wanted = {name: json.dumps(value, sort_keys=True) for name, value in configuration.items()}
         found = dict(self._connection.execute("SELECT name, value FROM configuration"))
         if not found:
-            with self._connection:
-                self._connection.executemany("INSERT INTO configuration VALUES (?, ?)", wanted.items())
+            self._connection.executemany("INSERT INTO configuration VALUES (?, ?)", wanted.items())
             return
-        differences = [
-            f"{name} was {found.get(name, 'absent')[:200]}, is {wanted.get(name, 'absent')[:200]}"
-            for name in sorted(wanted.keys() | found.keys())
-            if wanted.get(name) != found.get(name)
-        ]
+        was, now = ({name: json.loads(text) for name, text in side.items()} for side in (found, wanted))
+        differences = _differences("", was, now)
         if differences:
             raise InvalidArgumentError(
                 f"store={str(self.path)!r} holds results of another configuration: {'; '.join(differences)}. Use the "
@@ -146,6 +157,24 @@ class Store:
                 "SELECT method, failure, seconds, memory, metrics, map, low, high FROM results WHERE key = ?", (key,)
             )
             yield ExampleRecord(info, skipped, {row[0]: _method_record(*row[1:]) for row in rows})
+
+
+def _differences(name: str, was: Any, now: Any) -> list[str]:
+    """What differs, as deep inside as it can be named."""
+    if was == now:
+        return []
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted(was.keys() | now.keys())
+        return [text for k in keys for text in _differences(f"{name}.{k}" if name else k, was.get(k), now.get(k))]
+    if isinstance(was, list) and isinstance(now, list):
+        gone, new = [item for item in was if item not in now], [item for item in now if item not in was]
+        named = [f"{name} had {_short(item)}" for item in gone] + [f"{name} has {_short(item)} now" for item in new]
+        return named or [f"{name} had another order"]
+    return [f"{name} was {_short(was)}, is {_short(now)}"]
+
+
+def _short(value: object) -> str:
+    return json.dumps(value)[:200]
 
 
 def _finite(value: float) -> float | None:

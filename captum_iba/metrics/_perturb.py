@@ -17,7 +17,7 @@ from captum_iba._captum import (
 )
 from captum_iba._warn import Warner
 from captum_iba.attr._model import evaluation_mode, find_modules
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
 from captum_iba.metrics._output import Output, OutputType, Row
 from captum_iba.metrics._units import Tensors, as_tuple
 
@@ -32,6 +32,7 @@ def as_inputs(inputs: Tensors) -> tuple[Tensor, ...]:
     Raises:
         InvalidTypeError: an entry is no tensor.
         InvalidArgumentError: there are none, or they hold no or unequal numbers of examples.
+        NonFiniteError: NaN or infinity.
     """
     tensors = as_tuple(inputs, "inputs")
     for index, tensor in enumerate(tensors):
@@ -40,6 +41,8 @@ def as_inputs(inputs: Tensors) -> tuple[Tensor, ...]:
                 f"inputs[{index}] has shape {list(tensor.shape)}; wanted (N, ...) with the same N of at least 1 "
                 "everywhere."
             )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"inputs[{index}] contains NaN or infinity. Clean the data, e.g. torch.nan_to_num.")
     if not tensors:
         raise InvalidArgumentError("inputs is empty; wanted a tensor, or a tuple of at least one.")
     return tuple(tensor.detach() for tensor in tensors)

@@ -345,3 +345,12 @@ def test_deletion_cuts_what_has_an_entry_a_token():
         degradation(READER, IDS, BITS, MASK, None, SHOWN, **options)
     with pytest.raises(InvalidArgumentError, match="cuts tokens out of one input"):
         degradation(READER, (IDS, SHOWN), (BITS, BITS), MASK, (WORDS, WORDS), **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_no_numbers(value):
+    """NaN and infinity in an input are named before anything runs."""
+    x = torch.ones(2, 1, 4, 4)
+    x[1, 0, 0, 0] = value
+    with pytest.raises(NonFiniteError, match=r"inputs\[0\]"):
+        degradation(lambda x: x.flatten(1), x, torch.ones(2, 1, 4, 4), target=0, tile_size=2)
