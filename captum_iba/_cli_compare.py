@@ -21,6 +21,8 @@ from captum_iba.photos import Classifier, load_classifier, photos_in, read_batch
 
 _BATCH, _CALIBRATION = 16, 2000
 _COVERAGE = 0.33
+# 32 x 32 positions on 64 pixels: tiles of 8 pixels ask for finer maps than the demo's own layer has
+_DEMO_LAYER = "stage1"
 
 
 def add_parser(commands: Any) -> None:
@@ -162,7 +164,7 @@ def _device(name: str) -> torch.device:
 
 
 def _demo(options: argparse.Namespace) -> _Subject:
-    from captum_iba.demo import LAYER, load_canvases, load_model, to_display
+    from captum_iba.demo import load_canvases, load_model, to_display
     from captum_iba.demo.data import GREY_MEAN, GREY_STD
 
     for name in ("data", "boxes", "labels", "target", "boxes_target", "calibrate", "statistics"):
@@ -176,7 +178,7 @@ def _demo(options: argparse.Namespace) -> _Subject:
     digits = [str(digit) for digit in range(10)]
     # on these canvases nothing is black; tiles of the mean grey would be new strokes
     black = -GREY_MEAN / GREY_STD
-    return _Subject(load_model(), examples, options.layer or LAYER, digits, calibration, None, black)
+    return _Subject(load_model(), examples, options.layer or _DEMO_LAYER, digits, calibration, None, black)
 
 
 def _photos(options: argparse.Namespace) -> _Subject:
