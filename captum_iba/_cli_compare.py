@@ -81,7 +81,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--n-pictures", type=int, default=40, metavar="N", help="examples with pictures, default: 40")
     parser.add_argument("--beta", type=float, help="of LayerIBA, default: 10")
-    parser.add_argument("--max-examples-per-batch", type=int, default=32, metavar="N", help="rows at once, default: 32")
+    parser.add_argument(
+        "--max-examples-per-batch", type=int, metavar="N", help="rows at once, default: what runs fastest"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or cuda:N; default: cpu")
     parser.add_argument(

@@ -25,6 +25,8 @@ class MethodInfo:
         unit (str): of its heat maps: ``"bits per pixel"``, or ``"relevance, no unit"``.
         reason (str): why it could not run on this model; empty where it ran.
         n_failed (int): examples that it failed on, though it ran on others.
+        failure (str): the most frequent reason of those; empty without any.
+        n_constant (int): examples on which its map is constant, so that it ranks nothing.
         seconds (float): median time of one example's attribution; NaN where it did not run.
         peak_memory (float): most memory in MB above what was in use before, over its attributions; NaN where it did
             not run or where it cannot be measured.
@@ -35,6 +37,8 @@ class MethodInfo:
     unit: str
     reason: str = ""
     n_failed: int = 0
+    failure: str = ""
+    n_constant: int = 0
     seconds: float = float("nan")
     peak_memory: float = float("nan")
 
@@ -117,6 +121,8 @@ class Results:
         scores (Mapping): ``scores[method][metric]`` is (n_examples,); NaN where it does not apply or is undefined.
         curves (Mapping): ``curves[method][metric]``, for metrics that have one.
         maps (Mapping): ``maps[method][example key]``, for examples whose photo was kept.
+        undefined (Mapping): ``undefined[method][metric]`` is the number of examples on which the metric is undefined
+            for the method's map, and the most frequent reason; the key is absent where there are none.
         configuration (Mapping[str, object]): arguments of the run that decide its values, seeds among them.
         versions (Mapping[str, str]): of Python, torch, captum and captum_iba.
         skipped (Mapping[str, str]): reason by file, for examples that could not be read.
@@ -128,6 +134,7 @@ class Results:
     scores: Mapping[str, Mapping[str, Array]]
     curves: Mapping[str, Mapping[str, Curve]]
     maps: Mapping[str, Mapping[str, HeatMap]]
+    undefined: Mapping[str, Mapping[str, tuple[int, str]]] = field(default_factory=dict)
     configuration: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)

@@ -188,7 +188,8 @@ def _layer_iba(context: Context) -> Explainer:
     chosen = {"seed": context.seed} | context.options_of("LayerIBA")
 
     def explain(x: Tensor, y: Tensor) -> Tensor:
-        options = {"internal_batch_size": max(context.rows, len(x))} | chosen
+        limit = None if context.limit is None else max(context.limit, len(x))
+        options = {"internal_batch_size": limit} | chosen
         bits: Tensor = method.attribute(x, target=y, **options)
         return bits
 

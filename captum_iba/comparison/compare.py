@@ -51,7 +51,7 @@ def compare(
     to_display: Callable[[Tensor], Tensor] | None = None,
     n_pictures: int = 40,
     store: str | os.PathLike[str] | None = None,
-    max_examples_per_batch: int = 32,
+    max_examples_per_batch: int | None = None,
     seed: int = 0,
     show_progress: bool = False,
 ) -> Report:
@@ -91,7 +91,7 @@ def compare(
         store (str or PathLike, optional): SQLite file of the results. Default: None: in memory, so that nothing can be
             resumed.
         max_examples_per_batch (int, optional): most rows in one forward pass; out of memory it is halved.
-            Default: 32.
+            Default: None: as many as run fastest, see :func:`captum_iba.metrics.degradation`.
         seed (int, optional): of everything random. Default: 0.
         show_progress (bool, optional): show a progress bar with the time left. Default: False.
 
@@ -139,14 +139,14 @@ def compare(
     return Report(gather(records, chosen, columns, _shown(configuration), _versions()))
 
 
-def _assert_arguments(model: object, n_pictures: int, max_examples_per_batch: int, seed: int) -> None:
+def _assert_arguments(model: object, n_pictures: int, max_examples_per_batch: int | None, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(
             f"model is a {type(model).__name__}; wanted a torch.nn.Module, as some methods change copies of its parts."
         )
     for name, value, least in (
         ("n_pictures", n_pictures, 0),
-        ("max_examples_per_batch", max_examples_per_batch, 1),
+        ("max_examples_per_batch", 1 if max_examples_per_batch is None else max_examples_per_batch, 1),
         ("seed", seed, 0),
     ):
         if type(value) is not int or value < least:

@@ -17,6 +17,7 @@ from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._types import Baseline
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._baselines import make_baselines
+from captum_iba.metrics._perturb import default_rows
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Context:
         calibration (Callable): returns an iterable of batches.
         layer, gradcam_layer (nn.Module, optional): see below. Default: None: to be found.
         statistics (FeatureStatistics, optional): see below. Default: None: from the calibration.
-        rows (int, optional): see below. Default: 32.
+        rows (int, optional): see below. Default: None: as many as run fastest, see :func:`default_rows`.
         seed (int, optional): see below. Default: 0.
         baselines (str or float, optional): see below. Default: ``"mean"`` (paper).
         options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1}}``. Default: None.
@@ -64,13 +65,15 @@ class Context:
         layer: nn.Module | None = None,
         gradcam_layer: nn.Module | None = None,
         statistics: FeatureStatistics | None = None,
-        rows: int = 32,
+        rows: int | None = None,
         seed: int = 0,
         baselines: Baseline = "mean",
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.example, self.calibration = model, example, calibration
-        self.rows, self.seed, self.baselines = rows, seed, baselines
+        self.rows = default_rows(example) if rows is None else rows
+        self._free_rows = self.rows if rows is None else None
+        self.seed, self.baselines = seed, baselines
         self.options: Mapping[str, Mapping[str, Any]] = options or {}
         self.used: set[str] = set()
         given = {"layer": layer, "gradcam_layer": gradcam_layer, "statistics": statistics}
@@ -102,6 +105,11 @@ class Context:
             CaptumIBAError: none were given, and they cannot be estimated.
         """
         return self._find("statistics", lambda: self.fit(self._estimate))
+
+    @property
+    def limit(self) -> int | None:
+        """Most rows at once where memory or the user sets a limit; None where methods may choose."""
+        return None if self.rows == self._free_rows else self.rows
 
     def baseline(self, x: Tensor) -> Tensor:
         """What methods that compare with the absence of features start from: of x's shape."""

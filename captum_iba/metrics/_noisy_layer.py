@@ -22,7 +22,7 @@ from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics._output import Output, OutputType, Row
-from captum_iba.metrics._perturb import DEFAULT_ROWS
+from captum_iba.metrics._perturb import default_rows
 from captum_iba.metrics._units import Tensors, as_tuple
 
 
@@ -128,5 +128,5 @@ def noisy_layer(
             tail,
             statistics.reference(features.to(work_dtype(features)), site.name),
             read,
-            max_examples_per_batch or DEFAULT_ROWS,
+            max_examples_per_batch or default_rows(inputs if isinstance(inputs, Tensor) else inputs[0]),
         )

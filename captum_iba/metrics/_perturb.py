@@ -21,8 +21,9 @@ from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteE
 from captum_iba.metrics._output import Output, OutputType, Row
 from captum_iba.metrics._units import Tensors, as_tuple
 
-# More rows fall out of a CPU's caches, fewer leave a GPU idle.
-DEFAULT_ROWS = 32
+# About four photos of 224 pixels at once: more fall out of a CPU's caches (convolutions then take up to three times as
+# long per row), while small inputs need more rows to make up for each call. A GPU wants work for all its units.
+_CPU_ELEMENTS, _CPU_ROWS, _GPU_ROWS = 4 * 3 * 224 * 224, (4, 64), 128
 _LOOKAHEAD = 1024
 
 
@@ -46,6 +47,20 @@ def as_inputs(inputs: Tensors) -> tuple[Tensor, ...]:
     if not tensors:
         raise InvalidArgumentError("inputs is empty; wanted a tensor, or a tuple of at least one.")
     return tuple(tensor.detach() for tensor in tensors)
+
+
+def default_rows(inputs: Tensor) -> int:
+    """Rows in one forward pass where the user names no number.
+
+    Examples::
+
+        >>> default_rows(torch.zeros(1, 3, 224, 224)), default_rows(torch.zeros(1, 1, 64, 64))
+        (4, 64)
+    """
+    if inputs.device.type != "cpu":
+        return _GPU_ROWS
+    fewest, most = _CPU_ROWS
+    return min(most, max(fewest, _CPU_ELEMENTS // max(1, inputs[0].numel())))
 
 
 class Rows:
@@ -84,7 +99,7 @@ class Rows:
         self._forward_func, self.inputs = forward_func, inputs
         self._additional = _format_additional_forward_args(additional_forward_args)
         self._read = Output(output, target, self.n_examples)
-        self._most = max_examples_per_batch or DEFAULT_ROWS
+        self._most = max_examples_per_batch or default_rows(inputs[0])
         self._progress = progress
         self._warner = Warner()
 

@@ -75,7 +75,7 @@ def deletion(
         tile_size (int, optional): side of a tile. Default: 1, pixels.
         n_steps (int, optional): number of points on the curve. Default: 100; None for every unit.
         output (str or Callable, optional): see :func:`degradation`. Default: ``"prob"``.
-        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None: 32.
+        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None, see :func:`degradation`.
         seed (int, optional): of the order of equal scores. Default: 0.
         show_progress (bool, optional): show a progress bar. Default: False.
 
@@ -138,7 +138,7 @@ def insertion(
         tile_size (int, optional): side of a tile. Default: 1, pixels.
         n_steps (int, optional): number of points on the curve. Default: 100; None for every unit.
         output (str or Callable, optional): see :func:`degradation`. Default: ``"prob"``.
-        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None: 32.
+        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None, see :func:`degradation`.
         seed (int, optional): of the order of equal scores. Default: 0.
         show_progress (bool, optional): show a progress bar. Default: False.
 

@@ -141,7 +141,7 @@ def sensitivity_n(
             example. Default: ``"per_sample"`` (the paper's text).
         output (str or Callable, optional): see :func:`degradation`. Default: ``"logit"`` (paper): a softmax hides what
             the sets add up to.
-        max_examples_per_batch (int, optional): see :func:`degradation`. Default: None: 32.
+        max_examples_per_batch (int, optional): see :func:`degradation`. Default: None.
         seed (int, optional): of the sets. Default: 0. The sets of one n do not depend on the others.
         show_progress (bool, optional): show a progress bar. Default: False.
 

@@ -120,7 +120,7 @@ def sufficiency(
         n_samples (int, optional): draws of the noise, the same for all maps. Default: 10.
         output (str or Callable, optional): see :func:`degradation`. Default: ``"prob"``.
         attribute_to_layer_input (bool, optional): at the layer's input. Default: False.
-        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None: 32.
+        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None, see :func:`degradation`.
         seed (int, optional): of the noise, and of the order of equal attributions. Default: 0.
 
     Returns:
