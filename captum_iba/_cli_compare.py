@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,21 @@ from captum_iba.comparison.dataset import ExampleSet, TensorExamples
 from captum_iba.errors import DeviceError, InvalidArgumentError
 from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
 
+SOME_SKIPPED = 1
+_OF_PHOTOS = {
+    "data": None,
+    "boxes": None,
+    "labels": None,
+    "target": None,
+    "boxes_target": None,
+    "crop": "center",
+    "largest_coverage": 0.33,
+    "model": "resnet50",
+    "weights": "DEFAULT",
+    "calibrate": None,
+    "statistics": None,
+}
 _BATCH, _CALIBRATION = 16, 2000
-_COVERAGE = 0.33
 # 32 x 32 positions on 64 pixels: tiles of 8 pixels ask for finer maps than the demo's own layer has
 _DEMO_LAYER = "stage1"
 
@@ -53,16 +67,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--boxes-target", metavar="CLASS", help="class of the photos in --boxes; default: as the other photos"
     )
-    parser.add_argument("--crop", choices=("center", "none"), default="center", help="none: the whole photo, squeezed")
+    parser.add_argument("--crop", choices=("center", "none"), help="none: the whole photo, squeezed")
     parser.add_argument(
         "--largest-coverage",
         type=float,
-        default=_COVERAGE,
         help="boxes that cover this share or more do not count, default: 0.33 (paper)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="most photos of --data (or digits), spread evenly")
-    parser.add_argument("--model", default="resnet50", help="torchvision's name, default: resnet50")
-    parser.add_argument("--weights", default="DEFAULT", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
+    parser.add_argument("--model", help="torchvision's name, default: resnet50")
+    parser.add_argument("--weights", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
     parser.add_argument("--layer", metavar="NAME", help="of the bottleneck, default: chosen by the feature maps' size")
     parser.add_argument("--gradcam-layer", metavar="NAME", help="of the GradCAM methods, default: the last feature map")
     calibration = parser.add_mutually_exclusive_group()
@@ -89,13 +102,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("iba-compared"), metavar="DIR", help="default: iba-compared"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, **_OF_PHOTOS)
 
 
 @dataclass(frozen=True)
 class _Subject:
     """What is compared on: model, examples, and what belongs to them."""
 
+    name: str
     model: nn.Module
     examples: ExampleSet
     layer: str | None
@@ -131,6 +145,7 @@ def run(options: argparse.Namespace) -> int:
             baselines=subject.baseline if options.baseline is None else options.baseline,
             n_steps=options.n_steps,
             categories=subject.categories,
+            name=subject.name,
             n_pictures=options.n_pictures,
             store=options.output / "results.sqlite",
             max_examples_per_batch=options.max_examples_per_batch,
@@ -139,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
         )
         if rank() == 0:
             _write(report, options.output)
-    return 0
+    return SOME_SKIPPED if report.results.skipped else 0
 
 
 def _write(report: Report, folder: Path) -> None:
@@ -169,8 +184,8 @@ def _demo(options: argparse.Namespace) -> _Subject:
     from captum_iba.demo import load_canvases, load_model, to_display
     from captum_iba.demo.data import GREY_MEAN, GREY_STD
 
-    for name in ("data", "boxes", "labels", "target", "boxes_target", "calibrate", "statistics"):
-        if getattr(options, name) is not None:
+    for name, default in _OF_PHOTOS.items():
+        if getattr(options, name) != default:
             raise InvalidArgumentError(
                 f"--{name.replace('_', '-')} does not go with --demo, which brings its own data."
             )
@@ -180,7 +195,7 @@ def _demo(options: argparse.Namespace) -> _Subject:
     digits = [str(digit) for digit in range(10)]
     # on these canvases nothing is black; tiles of the mean grey would be new strokes
     black = -GREY_MEAN / GREY_STD
-    return _Subject(load_model(), examples, options.layer or _DEMO_LAYER, digits, calibration, None, black)
+    return _Subject("DigitsNet", load_model(), examples, options.layer or _DEMO_LAYER, digits, calibration, None, black)
 
 
 def _photos(options: argparse.Namespace) -> _Subject:
@@ -208,6 +223,7 @@ def _photos(options: argparse.Namespace) -> _Subject:
         raise InvalidArgumentError("--boxes-target is for a --boxes folder with photos of its own; this one has none.")
     calibration = None if options.calibrate is None else _Batches(options.calibrate, classifier)
     return _Subject(
+        classifier.name,
         classifier.model,
         examples,
         options.layer,
@@ -231,7 +247,13 @@ class _Batches:
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
         self._paths, self._classifier = photos_in(folder), classifier
+        self._named: set[Path] = set()
 
     def __iter__(self) -> Iterator[Tensor]:
-        for _, images in read_batches(self._paths, self._classifier.preprocess, _BATCH, lambda *_: None):
+        for _, images in read_batches(self._paths, self._classifier.preprocess, _BATCH, self._name):
             yield images
+
+    def _name(self, path: Path, reason: str) -> None:
+        if path not in self._named:
+            self._named.add(path)
+            print(f"captum-iba: left out of the calibration {path}: {reason}", file=sys.stderr)

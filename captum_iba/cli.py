@@ -43,16 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = options.run(options)
     except CaptumIBAError as error:
         print(f"captum-iba: {error}", file=sys.stderr)
-        if isinstance(error, (StatisticsError, MissingFileError)):
+        if options.run is _explain and isinstance(error, (StatisticsError, MissingFileError)):
             print(f"captum-iba: {_STATISTICS_HINT}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
         print(f"captum-iba: {error}. Choose another --output.", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(
-            "captum-iba: interrupted; what is written stays, and the same command goes on from there.", file=sys.stderr
-        )
+        print("captum-iba: interrupted; what is written stays.", file=sys.stderr)
         return 130
     return status
 

@@ -71,6 +71,10 @@ class StatisticsFileError(StatisticsError):
     """A file does not hold feature statistics that can be read."""
 
 
+class StoreError(CaptumIBAError, OSError):
+    """A file of results cannot be read or written."""
+
+
 class MissingFileError(CaptumIBAError, FileNotFoundError):
     """A path leads nowhere."""
 

@@ -121,7 +121,7 @@ def test_configuration_is_kept(photos, weights, tmp_path):
 def test_unreadable_photo_is_a_reason(photos, weights, tmp_path, capsys):
     """A broken file is named in the report and costs only itself."""
     (photos / "7" / "broken.jpg").write_bytes(b"no photo")
-    assert compare_photos(photos, weights, tmp_path) == 0
+    assert compare_photos(photos, weights, tmp_path) == 1
     assert "broken.jpg" in (tmp_path / "out" / "report.html").read_text()
     assert {row["example"] for row in scores(tmp_path / "out")} == {"7/7_1.png", "n01440764/n01440764_1.png"}
 
@@ -136,6 +136,7 @@ def test_unreadable_photo_is_a_reason(photos, weights, tmp_path, capsys):
         (("--demo", "--boxes", "x"), "--boxes"),
         (("--demo", "--device", "gpu"), "cuda"),
         (("--demo", "--baseline", "black"), "'mean'"),
+        (("--demo", "--model", "resnet18"), "--model"),
         (("--demo", "--limit", "0"), "n is 0"),
         (("--demo", "--methods", "Random", "--beta", "3"), "LayerIBA"),
         (("--data", "nowhere", "--model", "resnet5"), "resnet50"),

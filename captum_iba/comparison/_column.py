@@ -79,12 +79,21 @@ class Column(Protocol):
         """Measure one map, (1, C, h, w)."""
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
-        """Scores of all examples, NaN where there is no record, and the mean curve."""
+        """Scores of all examples, NaN where there is no record, and the mean curve.
+
+        A record without score, of an example on which the method failed, holds under "data" what another method's
+        record said of the example itself.
+        """
 
 
 def scores(records: Sequence[Record | None]) -> Array:
     """Scores of the records, NaN where there is none."""
-    return np.array([np.nan if record is None else _number(record["score"]) for record in records], dtype=np.float64)
+    return np.array([np.nan if r is None else _number(r.get("score")) for r in records], dtype=np.float64)
+
+
+def measured(records: Sequence[Record | None]) -> list[Record]:
+    """The records of examples on which the method gave a map."""
+    return [record for record in records if record is not None and "score" in record]
 
 
 def _number(value: float | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from pathlib import Path
 
@@ -14,8 +15,8 @@ class Cost:
     """Context that measures a call: seconds, and MB above what was in use before.
 
     On a GPU memory is what torch allocated. On the CPU it is the process's resident memory, whose peak Linux can reset
-    ("5" in clear_refs); elsewhere it stays None. Memory that the allocator had kept from earlier calls is not seen, so
-    a small method after a large one may show 0.
+    ("5" in clear_refs); elsewhere it stays None. The C library gives back what it keeps free first, so that a method
+    does not live on what an earlier one left; what a thread's own pool keeps is not seen.
 
     Args:
         device (torch.device): where the model is.
@@ -36,6 +37,7 @@ class Cost:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before: float | None = torch.cuda.memory_allocated(self._device)
         else:
+            _give_back()
             self._before = _reset_peak()
         self._start = time.perf_counter()
         return self
@@ -47,6 +49,13 @@ class Cost:
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status("VmHWM")
         if self._before is not None and peak is not None:
             self.memory = max(0.0, peak - self._before) / 2**20
+
+
+def _give_back() -> None:
+    """Return free memory to the system, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _reset_peak() -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from captum_iba.comparison._column import Column
+from captum_iba.comparison._column import Column, Record
 from captum_iba.comparison._types import Array, Curve, HeatMap, MethodInfo, MetricInfo, Results
 from captum_iba.comparison.methods import Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
@@ -37,9 +37,12 @@ def gather(
     scores: dict[str, dict[str, Array]] = {}
     curves: dict[str, dict[str, Curve]] = {}
     maps: dict[str, dict[str, HeatMap]] = {}
+    undefined: dict[str, dict[str, tuple[int, str]]] = {}
+    of_data = {column.info.name: [_of_data(record, column.info.name) for record in read] for column in columns}
     for method in methods:
         own = [record.methods[method.name] for record in read]
-        scores[method.name], curves[method.name] = _gather_columns(own, columns)
+        scores[method.name], curves[method.name] = _gather_columns(own, columns, of_data)
+        undefined[method.name] = _undefined(own, columns)
         maps[method.name] = {
             record.info.key: result.heat_map
             for record, result in zip(read, own, strict=True)
@@ -52,24 +55,45 @@ def gather(
         scores=scores,
         curves=curves,
         maps=maps,
+        undefined=undefined,
         configuration=configuration,
         versions=versions,
         skipped={record.info.key: record.skipped for record in records if record.skipped},
     )
 
 
+def _of_data(record: ExampleRecord, metric: str) -> Record | None:
+    """What a metric found of an example itself, whichever method it was asked for."""
+    found = [(result.metrics or {}).get(metric) for result in record.methods.values()]
+    return next(({"data": r["data"]} for r in found if r is not None and "data" in r), None)
+
+
 def _gather_columns(
-    results: Sequence[MethodRecord], columns: Sequence[Column]
+    results: Sequence[MethodRecord], columns: Sequence[Column], of_data: Mapping[str, Sequence[Record | None]]
 ) -> tuple[dict[str, Array], dict[str, Curve]]:
     scores, curves = {}, {}
     for column in columns:
         name = column.info.name
         found = [(result.metrics or {}).get(name) for result in results]
-        values, curve = column.gather([None if r is None or "undefined" in r else r for r in found])
+        complete = [
+            known if own is None or "undefined" in own else own for own, known in zip(found, of_data[name], strict=True)
+        ]
+        values, curve = column.gather(complete)
         scores[name] = values
         if curve is not None:
             curves[name] = curve
     return scores, curves
+
+
+def _undefined(results: Sequence[MethodRecord], columns: Sequence[Column]) -> dict[str, tuple[int, str]]:
+    """For how many examples a metric is undefined, and the most frequent reason."""
+    found = {}
+    for column in columns:
+        records = [(result.metrics or {}).get(column.info.name) for result in results]
+        reasons = Counter(record["undefined"] for record in records if record is not None and "undefined" in record)
+        if reasons:
+            found[column.info.name] = (sum(reasons.values()), reasons.most_common(1)[0][0])
+    return found
 
 
 def _described(column: Column, records: Sequence[ExampleRecord]) -> MetricInfo:
@@ -92,6 +116,8 @@ def _info(method: Method, results: Sequence[MethodRecord]) -> MethodInfo:
         method.unit,
         reason=failures.most_common(1)[0][0] if everywhere else "",
         n_failed=n_failed,
+        failure=failures.most_common(1)[0][0] if failures and not everywhere else "",
+        n_constant=sum(result.is_constant for result in results),
         seconds=_median([result.seconds for result in results]),
         peak_memory=_largest([result.memory for result in results]),
     )

@@ -206,7 +206,9 @@ def _between(begin: set[Node], end: Node | None) -> set[Node]:
     return found
 
 
-def functional_activations(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> list[str]:
+def functional_activations(
+    model: nn.Module, inputs: Tensor | tuple[Tensor, ...], known: tuple[type[nn.Module], ...] = ()
+) -> list[str]:
     """Name the nonlinear operations of a model that are no ``nn.ReLU`` module.
 
     Max pooling and normalisation layers do not count. Products count where both factors depend on the input, as in
@@ -215,6 +217,7 @@ def functional_activations(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]
     Args:
         model (nn.Module): the model, which stays as it is.
         inputs (Tensor or tuple[Tensor, ...]): (N, ...); the first example is run.
+        known (tuple[type, ...], optional): further modules that do not count. Default: none.
 
     Returns:
         list[str]: such as ``"Gelu in 'blocks.0.act' (GELU)"``, in the order of the modules, each once.
@@ -230,9 +233,8 @@ def functional_activations(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]
         ["Gelu in '3' (GELU)"]
     """
     graph = read_graph(model, inputs)
-    found = [
-        (node, owner) for owner in graph.calls for node in in_order(owner.nodes) if not _is_harmless(node, owner, graph)
-    ]
+    calls = [call for call in graph.calls if not isinstance(call.module, known)]
+    found = [(node, owner) for owner in calls for node in in_order(owner.nodes) if not _is_harmless(node, owner, graph)]
     strays = [f"{operation(node)} in no module" for node in in_order(graph.nodes - graph.owner.keys())]
     return list(dict.fromkeys([f"{operation(node)} in {owner}" for node, owner in found] + strays))
 
@@ -272,6 +274,38 @@ def assert_relu_modules(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -
             "The method changes the gradient of nn.ReLU modules alone, and in this model nonlinearities other than "
             f"nn.ReLU modules act: {shorten(found)}. Put nn.ReLU() in the place of torch.relu; for other activations "
             "choose another method."
+        )
+
+
+_DEEP_LIFT = (nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softmax)
+
+
+def assert_deep_lift_modules(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> None:
+    """Refuse models on which DeepLift would give the plain gradient of an activation, and so not share out the output.
+
+    Captum has rules for the modules ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and max pooling, and passes
+    over functions and other activations without a word.
+
+    Args:
+        model (nn.Module): the model, which stays as it is.
+        inputs (Tensor or tuple[Tensor, ...]): (N, ...); the first example is run.
+
+    Raises:
+        UnsupportedModelError: another nonlinearity acts.
+        InvalidArgumentError: no floating-point input.
+
+    Examples::
+
+        >>> assert_deep_lift_modules(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), torch.randn(1, 3))
+        >>> assert_deep_lift_modules(nn.Sequential(nn.Linear(3, 4), nn.GELU()), torch.randn(1, 3))
+        Traceback (most recent call last):
+        captum_iba.errors.UnsupportedModelError: DeepLift has no rule for Gelu in '1' (GELU). ...
+    """
+    found = functional_activations(model, inputs, _DEEP_LIFT)
+    if found:
+        raise UnsupportedModelError(
+            f"DeepLift has no rule for {shorten(found)}. Put nn.ReLU() in the place of torch.relu; for other "
+            "activations choose another method."
         )
 
 

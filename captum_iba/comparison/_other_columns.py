@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_iba.comparison._column import ExampleState, Record, mean_and_error, plain, scores
+from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, plain, scores
 from captum_iba.comparison._types import Array, Curve, MetricInfo
-from captum_iba.comparison.captum_methods import seeded
+from captum_iba.comparison.captum_methods import seed_of, seeded
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics import bounding_box_ratio, sufficiency
 
@@ -46,6 +46,7 @@ class SufficiencyColumn:
 
     n_samples: int = 10
     needs_boxes: bool = False
+    needs_statistics: bool = True
 
     @property
     def info(self) -> MetricInfo:
@@ -78,16 +79,20 @@ class SufficiencyColumn:
             "x": plain(found.settings),
             "probability": plain(found.probability),
             "rank": plain(found.rank),
-            "kept": plain(found.kept / total),
+            # a share has a meaning for maps of one sign only
+            "kept": plain(found.kept / total) if bool((maps >= 0).all()) else None,
         }
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""
-        there = [record for record in records if record is not None]
+        there = measured(records)
         if not there:
             return scores(records), None
-        line = mean_and_error([record["probability"] for record in there])
-        return scores(records), Curve(np.array(there[0]["x"]), {"probability": line})
+        lines = {"probability": mean_and_error([record["probability"] for record in there])}
+        kept = [record["kept"] for record in there if record["kept"] is not None]
+        if len(kept) == len(there):
+            lines["share of the attribution kept"] = mean_and_error(kept)
+        return scores(records), Curve(np.array(there[0]["x"]), lines)
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,19 @@ class SensitivityMaxColumn:
 
         def as_tuple(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # one tensor for a tuple would be taken for one attribution per example
-            with torch.enable_grad():
-                rows = [explain(x, state.target).detach() for x in torch.split(inputs[0], 1)]
+            rows = []
+            for x in torch.split(inputs[0], 1):
+                # the same noise for each: the input's change is to be measured, not the noise's
+                with torch.enable_grad(), seeded(noise, x):
+                    rows.append(explain(x, state.target).detach())
             return (torch.cat(rows).contiguous(),)
 
-        with seeded(state.seed, state.inputs):
-            value = captum.metrics.sensitivity_max(
-                as_tuple,
-                state.inputs,
-                n_perturb_samples=self.n_perturb_samples,
-            )
+        noise = state.context.fixed_seed = seed_of(state.inputs, state.seed)
+        try:
+            with seeded(state.seed, state.inputs):
+                value = captum.metrics.sensitivity_max(as_tuple, state.inputs, n_perturb_samples=self.n_perturb_samples)
+        finally:
+            state.context.fixed_seed = None
         return {"score": plain(value)[0]}
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from captum_iba.comparison._column import ExampleState, Record, mean_and_error, on_one_grid, plain, scores
+from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, on_one_grid, plain, scores
 from captum_iba.comparison._types import Array, Baseline, Curve, MetricInfo
 from captum_iba.metrics import degradation, deletion, insertion
 from captum_iba.metrics._baselines import make_baselines
@@ -61,8 +61,7 @@ class DegradationColumn:
         )
         return {
             "score": plain(found.area)[0],
-            "t1": float(found.top1),
-            "b": float(found.fully_degraded),
+            "data": {"t1": float(found.top1), "b": float(found.fully_degraded)},
             "x": plain(found.fractions),
             "morf": plain(found.morf),
             "lerf": plain(found.lerf),
@@ -70,10 +69,11 @@ class DegradationColumn:
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""
-        there = [record for record in records if record is not None]
+        there = measured(records)
         if not there:
             return scores(records), None
-        t1, b = (float(np.mean([record[key] for record in there])) for key in ("t1", "b"))
+        # means over the whole data set, also over examples on which this method failed
+        t1, b = (float(np.mean([r["data"][key] for r in records if r is not None])) for key in ("t1", "b"))
         if t1 <= b:  # the scaled score is undefined; the raw curves would look like it
             return np.full(len(records), np.nan), None
         x, lines = on_one_grid(there, ("morf", "lerf"))
@@ -110,6 +110,8 @@ class SensitivityNColumn:
         if outputs is None:
             outputs = state.shared[self.info.name] = self._outputs(state, units.index, units.removable)
         found = correlate(units, outputs)
+        if bool(found.per_sample.isnan().all()):
+            return {"undefined": "The attribution of the sets, or the output without them, does not vary."}
         return {
             "score": plain(found.per_sample)[0],
             "x": outputs.n.tolist(),
@@ -125,7 +127,7 @@ class SensitivityNColumn:
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""
-        there = [record for record in records if record is not None]
+        there = measured(records)
         common = [record for record in there if record["x"] == there[0]["x"]]
         if not there:
             return scores(records), None
@@ -172,7 +174,7 @@ class AreaColumn:
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""
-        there = [record for record in records if record is not None]
+        there = measured(records)
         if not there:
             return scores(records), None
         x, lines = on_one_grid(there, ("value",))

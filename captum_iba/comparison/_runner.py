@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from captum_iba._warn import Warner
 from captum_iba.comparison._column import Column, ExampleState, Record
 from captum_iba.comparison._cost import Cost
 from captum_iba.comparison._pictures import to_heat_map, to_jpeg
-from captum_iba.comparison._types import ExampleInfo
+from captum_iba.comparison._types import Array, ExampleInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
 from captum_iba.comparison.dataset import Example, ExampleSet
 from captum_iba.comparison.methods import Context, Explainer, Method
@@ -98,7 +99,7 @@ class Runner:
             predicted,
             probability,
             to_jpeg(example.display) if keep and example.display is not None else b"",
-            None if example.boxes is None else example.boxes.double().cpu().numpy(),
+            _boxes(example),
         )
 
     def _predict(self, example: Example, inputs: Tensor) -> tuple[str, float]:
@@ -146,7 +147,8 @@ class Runner:
         heat_map = None
         if example.key in self._plan.pictured and example.display is not None:
             heat_map = to_heat_map(maps, method.unit, (state.inputs.shape[2], state.inputs.shape[3]))
-        return MethodRecord("", cost.seconds, cost.memory, metrics, heat_map)
+        is_constant = bool(maps.sum(dim=1).max() == maps.sum(dim=1).min())
+        return MethodRecord("", cost.seconds, cost.memory, metrics, heat_map, is_constant)
 
     def _metrics(self, example: Example, state: ExampleState, maps: Tensor, explain: Explainer) -> dict[str, Record]:
         found: dict[str, Record] = {}
@@ -204,6 +206,17 @@ class Runner:
         return record
 
 
+def _boxes(example: Example) -> Array | None:
+    """Boxes to draw: the example's own, or the one around its mask."""
+    if example.boxes is not None:
+        drawn: Array = example.boxes.double().cpu().numpy()
+        return drawn
+    if example.mask is None:
+        return None
+    rows, columns = (example.mask.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    return np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=np.float64)
+
+
 def _guarded(explain: Explainer) -> Explainer:
     """Explain copies, whatever is done to them, with gradients, whatever the caller's mode."""
 
@@ -256,7 +269,19 @@ def assert_logits(model: nn.Module, example: Tensor, categories: Sequence[str] |
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidArgumentError(f"The model returns {found}; wanted logits (N, classes). Wrap it in a module.")
+        raise InvalidArgumentError(
+            f"The model returns {found}; wanted logits (N, classes). Wrap it in a module; for one output z a row, "
+            "return torch.cat([torch.zeros_like(z), z], dim=1)."
+        )
+    if not bool(torch.isfinite(output).all()):
+        raise InvalidArgumentError(
+            "The model returns NaN or infinity for the first example. Look at weights and input."
+        )
+    if bool((output >= 0).all()) and bool(((output.double().sum(dim=1) - 1).abs() < 1e-3).all()):
+        raise InvalidArgumentError(
+            "The model returns probabilities (no value is negative and they sum to 1); wanted logits, as metrics and "
+            "methods take the softmax themselves. Leave out the last softmax, or wrap the model to return log(p)."
+        )
     if categories is not None and len(categories) != output.shape[1]:
         raise InvalidArgumentError(
             f"There are {len(categories)} categories for {output.shape[1]} classes; wanted a name for each class."

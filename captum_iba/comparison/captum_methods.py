@@ -19,9 +19,9 @@ from torch import Tensor
 
 from captum_iba.attr import LayerIBA
 from captum_iba.attr.pattern_attribution import PatternAttribution
-from captum_iba.comparison._graph import assert_relu_modules
+from captum_iba.comparison._graph import assert_deep_lift_modules, assert_relu_modules
 from captum_iba.comparison.lrp import prepare_lrp
-from captum_iba.comparison.methods import BITS, Context, Explainer, register_method
+from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
 
 _STEPS = 50
 _NOISE = 0.15
@@ -35,6 +35,10 @@ def strongest(values: Tensor) -> Tensor:
 def seed_of(image: Tensor, seed: int) -> int:
     """A seed of an image's own, so that its result depends neither on the batch nor on the order of examples."""
     return zlib.crc32(image.detach().float().cpu().contiguous().numpy().tobytes(), seed)
+
+
+def _noise_seed(image: Tensor, context: Context) -> int:
+    return seed_of(image, context.seed) if context.fixed_seed is None else context.fixed_seed
 
 
 @contextmanager
@@ -61,7 +65,7 @@ def _random(context: Context) -> Explainer:
         values = torch.linspace(-1, 1, size)
         maps = []
         for image in x:
-            generator = torch.Generator("cpu").manual_seed(seed_of(image, context.seed))
+            generator = torch.Generator("cpu").manual_seed(_noise_seed(image, context))
             maps.append(values[torch.randperm(size, generator=generator)].view(1, *x.shape[2:]))
         return torch.stack(maps).to(x)
 
@@ -107,7 +111,7 @@ def _smooth_grad(context: Context) -> Explainer:
         for image, label in zip(torch.split(x, 1), torch.split(y, 1), strict=True):
             spread = _NOISE * float(image.max() - image.min())
             options = {"stdevs": spread, "nt_samples_batch_size": context.rows} | chosen
-            with seeded(seed_of(image, context.seed), image):
+            with seeded(_noise_seed(image, context), image):
                 maps.append(method.attribute(image, target=label, **options))
         return strongest(torch.cat(maps))
 
@@ -161,6 +165,7 @@ def _occlusion(name: str, side: int) -> Callable[[Context], Explainer]:
 
 
 def _deep_lift(context: Context) -> Explainer:
+    assert_deep_lift_modules(context.copy, context.example)
     method: Any = captum.attr.DeepLift(context.copy)
     chosen = context.options_of("DeepLift")
 
@@ -241,8 +246,18 @@ for _name, _build, _description in (
     (
         "PatternAttribution",
         _pattern_attribution,
-        "Fitted patterns in place of weights on the way back, summed over the channels.",
+        "Fitted patterns in place of weights on the way back, a layer's bias counting as one more input, summed over "
+        "the channels.",
     ),
 ):
-    register_method(_name, _build, _description)
-register_method("LayerIBA", _layer_iba, "The per-sample information bottleneck, with the paper's parameters.", BITS)
+    add_method(Method(_name, _build, _description, is_fitted=_name == "PatternAttribution"))
+add_method(
+    Method(
+        "LayerIBA",
+        _layer_iba,
+        "The per-sample information bottleneck, with the paper's parameters.",
+        BITS,
+        is_fitted=True,
+        needs_statistics=True,
+    )
+)

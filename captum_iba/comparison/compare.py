@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import captum
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_iba._warn import Warner
 from captum_iba.attr._model import device_of, evaluation_mode
 from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._calibration_data import CalibrationData
 from captum_iba.comparison._column import Column
+from captum_iba.comparison._configuration import describe, shown, versions
 from captum_iba.comparison._gather import gather
 from captum_iba.comparison._processes import from_all, process_group, rank, world_size
 from captum_iba.comparison._runner import Plan, Runner, assert_logits
@@ -28,9 +26,7 @@ from captum_iba.comparison.dataset import ExampleSet, as_examples
 from captum_iba.comparison.methods import Context, Explainer, Method, find_methods
 from captum_iba.comparison.report import Report
 from captum_iba.comparison.store import ExampleRecord, Store
-from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, UnreadableExampleError
-
-_OWN_CALIBRATION, _BATCH = 1000, 16
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, UnreadableExampleError
 
 
 def compare(
@@ -47,6 +43,7 @@ def compare(
     baselines: Baseline = "mean",
     n_steps: int | None = None,
     n_perturb_samples: int = 100,
+    name: str | None = None,
     categories: Sequence[str] | None = None,
     to_display: Callable[[Tensor], Tensor] | None = None,
     n_pictures: int = 40,
@@ -62,11 +59,12 @@ def compare(
     the examples are shared out among the processes. A method that cannot run on the model is a row with its reason.
 
     Args:
-        model (torch.nn.Module): returns logits (N, classes).
+        model (torch.nn.Module): returns logits (N, classes). For one output z, pass a module that returns (0, z).
         dataset (object): tensors (images, targets) or (images, targets, masks); a torch Dataset of (image, target) or
             (image, target, mask); a :class:`PhotoFolder`; the demo's canvases; see :func:`as_examples`.
         methods (str, Sequence or Mapping, optional): ``"paper"``; ``"all"``, with those of :func:`register_method`;
-            names; or functions ``explain(inputs, target) -> maps`` by name. Default: ``"paper"``.
+            names; or functions ``explain(inputs, target) -> maps`` by name. Of a function, name and code are watched
+            when a run is resumed, not what it refers to. Default: ``"paper"``.
         metrics (str or Sequence, optional): ``"paper"``: degradation 8x8 and 14x14, bounding box (on examples with a
             mask), sensitivity-n, sufficiency; ``"all"``: with insertion, deletion, and Captum's infidelity and
             sensitivity_max; or names. Default: ``"paper"``.
@@ -84,6 +82,7 @@ def compare(
             baseline. Sensitivity-n has zero, as in the paper. Default: ``"mean"`` (paper).
         n_steps (int, optional): points on the degradation curves. Default: None: every tile.
         n_perturb_samples (int, optional): sets of sensitivity-n for each n. Default: 100 (paper).
+        name (str, optional): of the model, for the report. Default: None: its class.
         categories (Sequence[str], optional): names of the classes, for the report. Default: None: their numbers.
         to_display (Callable, optional): undoes the normalisation of an image, for the pictures. Default: None: the
             data set's own, or no pictures.
@@ -124,7 +123,7 @@ def compare(
         context = Context(
             model,
             example,
-            _calibration(calibration, examples, warner, statistics is None),
+            CalibrationData(calibration, examples, example, warner),
             layer=_module(model, layer, "layer"),
             gradcam_layer=_module(model, gradcam_layer, "gradcam_layer"),
             statistics=statistics,
@@ -134,9 +133,9 @@ def compare(
             options=method_options,
         )
         plan = Plan(chosen, columns, context, categories, frozenset(list(examples.keys)[:n_pictures]))
-        configuration = _configuration(plan, examples, n_pictures)
+        configuration = describe(plan, examples, n_pictures, name, watched=store is not None)
         records = _run(plan, examples, store, configuration, show_progress)
-    return Report(gather(records, chosen, columns, _shown(configuration), _versions()))
+    return Report(gather(records, chosen, columns, shown(configuration), versions()))
 
 
 def _assert_arguments(model: object, n_pictures: int, max_examples_per_batch: int | None, seed: int) -> None:
@@ -191,108 +190,6 @@ def _module(model: nn.Module, layer: nn.Module | str | None, argument: str) -> n
         f"{argument}={layer if isinstance(layer, str) else type(layer).__name__!r} is not in the model; its children "
         f"are {children}, and dotted names reach further in."
     )
-
-
-def _calibration(
-    calibration: Iterable[Any] | None, examples: ExampleSet, warner: Warner, for_statistics: bool
-) -> Callable[[], Iterator[Tensor]]:
-    """Batches of images, as often as they are asked for."""
-    if calibration is None:
-        if for_statistics:
-            warner.once(
-                "calibration",
-                "The feature statistics come from the compared images themselves, so the bits are no strict upper "
-                "bound. Pass calibration=..., other images of the kind.",
-            )
-        return lambda: _own_images(examples)
-    batches = list(calibration) if isinstance(calibration, Iterator) else calibration
-
-    def images() -> Iterator[Tensor]:
-        for batch in [batches] if isinstance(batches, Tensor) else batches:
-            yield batch[0] if isinstance(batch, (tuple, list)) else batch
-
-    return images
-
-
-def _own_images(examples: ExampleSet) -> Iterator[Tensor]:
-    held: list[Tensor] = []
-    for index in range(min(len(examples.keys), _OWN_CALIBRATION)):
-        try:
-            image = examples.load(index).inputs
-        except UnreadableExampleError:  # it becomes a row with its reason later
-            continue
-        if held and (image.shape != held[0].shape or len(held) == _BATCH):
-            yield torch.stack(held)
-            held = []
-        held.append(image)
-    if held:
-        yield torch.stack(held)
-
-
-def _configuration(plan: Plan, examples: ExampleSet, n_pictures: int) -> dict[str, object]:
-    """All that the results depend on, fit for JSON."""
-    context = plan.context
-    names = {module: name for name, module in context.model.named_modules()}
-    return {
-        "model": type(context.model).__name__,
-        "weights": _digest(context.model.state_dict().values()),
-        "layer": _or_reason(lambda: names[context.layer]),
-        "gradcam_layer": _or_reason(lambda: names[context.gradcam_layer]),
-        "statistics": _or_reason(lambda: _summary(context.statistics)),
-        "methods": [f"{method.name}: {method.description}" for method in plan.methods],
-        "method_options": {name: {k: _text(v) for k, v in o.items()} for name, o in context.options.items()},
-        "metrics": [_text(column) for column in plan.columns],
-        "categories": None if plan.categories is None else _digest(plan.categories),
-        "data": dict(examples.fingerprint),
-        "n_pictures": n_pictures,
-        "baselines": context.baselines,
-        "seed": context.seed,
-        "versions": _versions(),
-    }
-
-
-def _shown(configuration: Mapping[str, object]) -> dict[str, object]:
-    """The configuration as the report shows it."""
-    return {name: value for name, value in configuration.items() if name != "versions"}
-
-
-def _versions() -> dict[str, str]:
-    from captum_iba import __version__
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "captum": captum.__version__,
-        "captum_iba": __version__,
-    }
-
-
-def _or_reason(find: Callable[[], str]) -> str:
-    try:
-        return find()
-    except CaptumIBAError as error:
-        return f"none: {error}"
-
-
-def _summary(statistics: FeatureStatistics) -> str:
-    """Equal for equal data, whatever their order and batches, which change the last digits of each feature."""
-    mean, deviation = float(statistics.mean.mean()), float(statistics.std.mean())
-    return f"{statistics.n_samples} examples, mean {mean:.4g}, deviation {deviation:.4g}"
-
-
-def _text(value: object) -> str:
-    """What it is, without its place in memory, which another process does not share."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def _digest(tensors: Iterable[object]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):  # a module's extra state
-            digest.update(_text(tensor).encode())
-            continue
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _run(

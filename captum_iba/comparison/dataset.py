@@ -122,10 +122,8 @@ class TensorExamples:
         digest = hashlib.sha256("\n".join(self.keys).encode())
         parts = [self.images, torch.tensor(self.targets), self.masks, *(self.boxes or [])]
         for part in parts:
-            digest.update(b"none" if part is None else f"{part.dtype} {tuple(part.shape)}".encode())
-            if part is not None:
-                digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().data)
-        return {"class": "TensorExamples", "shape": list(self.images.shape), "digest": digest.hexdigest()}
+            _update(digest, part)
+        return {"class": "TensorExamples", "shape": list(self.images.shape), "digest": digest.hexdigest()[:16]}
 
     def load(self, index: int) -> Example:
         """One example; boxes without a mask give it one."""
@@ -148,11 +146,23 @@ class _DatasetExamples:
         self._dataset, self._to_display = dataset, to_display
         self.keys = tuple(str(i) for i in range(len(dataset)))  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def fingerprint(self) -> Mapping[str, object]:
-        """Class and length: reading all of it would cost too much."""
-        kind = type(self._dataset)
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", "length": len(self.keys)}
+        """Class, length and a digest of all examples, which are read for it."""
+        kind, digest = type(self._dataset), hashlib.sha256()
+        for index in range(len(self.keys)):
+            try:
+                example = self.load(index)
+            except UnreadableExampleError as error:
+                digest.update(str(error).encode())
+                continue
+            for part in (example.inputs, torch.tensor(example.target), example.mask):
+                _update(digest, part)
+        return {
+            "class": f"{kind.__module__}.{kind.__qualname__}",
+            "length": len(self.keys),
+            "digest": digest.hexdigest()[:16],
+        }
 
     def load(self, index: int) -> Example:
         key = self.keys[index]
@@ -260,6 +270,13 @@ def as_examples(dataset: object, *, to_display: ToDisplay | None = None) -> Exam
         "with a length whose items are (image, class) or (image, class, mask), or an object with keys, fingerprint and "
         "load such as PhotoFolder."
     )
+
+
+def _update(digest: Any, part: Tensor | None) -> None:
+    """Add type, shape and values to a digest."""
+    digest.update(b"none" if part is None else f"{part.dtype} {tuple(part.shape)}".encode())
+    if part is not None:
+        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _from_canvases(canvases: Any, to_display: ToDisplay | None) -> TensorExamples:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,17 @@ NO_UNIT = "relevance, no unit"
 BITS = "bits per pixel"
 
 
+class Calibration(Protocol):
+    """Images to fit on."""
+
+    def __call__(self) -> Iterable[Tensor]:
+        """Batches (B, C, H, W)."""
+
+    @property
+    def summary(self) -> str:
+        """What tells them from other images."""
+
+
 class Context:
     """What methods are built from.
 
@@ -37,7 +48,7 @@ class Context:
     Args:
         model (nn.Module): the model to explain; methods leave it as it is and change copies.
         example (Tensor): (1, C, H, W), the first example.
-        calibration (Callable): returns an iterable of batches.
+        calibration (Callable): returns an iterable of batches, and has their ``summary``.
         layer, gradcam_layer (nn.Module, optional): see below. Default: None: to be found.
         statistics (FeatureStatistics, optional): see below. Default: None: from the calibration.
         rows (int, optional): see below. Default: None: as many as run fastest, see :func:`default_rows`.
@@ -54,13 +65,14 @@ class Context:
         baselines (str or float): what stands for nothing in an image, see :meth:`baseline`.
         options (Mapping[str, Mapping[str, Any]]): arguments by method; a builder takes them by :meth:`options_of`.
         used (set[str]): methods whose options were taken.
+        fixed_seed (int or None): of all images, where noise must not follow the image; None: of each its own.
     """
 
     def __init__(
         self,
         model: nn.Module,
         example: Tensor,
-        calibration: Callable[[], Iterable[Tensor]],
+        calibration: Calibration,
         *,
         layer: nn.Module | None = None,
         gradcam_layer: nn.Module | None = None,
@@ -73,6 +85,7 @@ class Context:
         self.model, self.example, self.calibration = model, example, calibration
         self.rows = default_rows(example) if rows is None else rows
         self._free_rows = self.rows if rows is None else None
+        self.fixed_seed: int | None = None
         self.seed, self.baselines = seed, baselines
         self.options: Mapping[str, Mapping[str, Any]] = options or {}
         self.used: set[str] = set()
@@ -183,12 +196,18 @@ class Method:
         description (str): what it is, with its parameters.
         unit (str): of its maps: ``"bits per pixel"`` for bits per position, which are resized with their total kept
             for the pictures, else anything.
+        is_fitted (bool): it is fitted on the calibration data.
+        needs_statistics (bool): it uses the statistics of the bottleneck's layer.
+        source (Callable or None): a user's function, whose code is watched when a run is resumed.
     """
 
     name: str
     build: Callable[[Context], Explainer]
     description: str = ""
     unit: str = NO_UNIT
+    is_fitted: bool = False
+    needs_statistics: bool = False
+    source: Callable[..., object] | None = None
 
 
 _METHODS: dict[str, Method] = {}
@@ -222,8 +241,13 @@ def register_method(
     if not callable(build):
         raise InvalidTypeError(f"build is a {type(build).__name__}; wanted a function of the context.")
     _assert_name(name)
-    _METHODS[name] = Method(name, build, description, unit)
-    return _METHODS[name]
+    return add_method(Method(name, build, description, unit, source=build))
+
+
+def add_method(method: Method) -> Method:
+    """Put a method into the registry."""
+    _METHODS[method.name] = method
+    return method
 
 
 def unregister_method(name: str) -> None:
@@ -282,7 +306,7 @@ def _of_function(name: str, explain: Explainer) -> Method:
     _assert_name(name)
     if not callable(explain):
         raise InvalidTypeError(f"methods[{name!r}] is a {type(explain).__name__}; wanted (inputs, target) -> maps.")
-    return Method(name, lambda context: explain, getattr(explain, "__doc__", None) or "")
+    return Method(name, lambda context: explain, getattr(explain, "__doc__", None) or "", source=explain)
 
 
 def _find(name: object) -> Method:

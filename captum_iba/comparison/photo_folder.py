@@ -92,7 +92,9 @@ class PhotoFolder:
             digest.update(f"{key}\0{_bytes_in(self.folder / key)}\0{self._annotation_bytes(key)}\n".encode())
         return {
             "class": "PhotoFolder",
-            "files": digest.hexdigest(),
+            "photos": len(self.keys),
+            "limit": self.limit,
+            "files": digest.hexdigest()[:16],
             "classifier": self.classifier.name,
             "size": [self._frame.resize_size, self._frame.crop_size],
             "crop": self._frame.crop,

@@ -14,6 +14,7 @@ from captum_iba.comparison._types import Results
 from captum_iba.comparison.figures import plot_maps, plot_results
 from captum_iba.comparison.html import write_html
 from captum_iba.comparison.tables import scores_dataframe, to_dataframe, to_markdown
+from captum_iba.errors import InvalidArgumentError
 
 
 class Report:
@@ -44,16 +45,35 @@ class Report:
     def __str__(self) -> str:
         return self.to_markdown()
 
+    def _assert_known(self, metric: str, *methods: str) -> None:
+        known_methods = [info.name for info in self.results.methods]
+        known_metrics = [info.name for info in self.results.metrics]
+        for wanted, names in [(metric, known_metrics), *((method, known_methods) for method in methods)]:
+            if wanted not in names:
+                raise InvalidArgumentError(f"{wanted!r} was not compared; wanted one of {', '.join(names)}.")
+
     def mean(self, method: str, metric: str) -> float:
-        """A method's mean; NaN where it has no value."""
+        """A method's mean; NaN where it has no value.
+
+        Raises:
+            InvalidArgumentError: no such method or metric, here and below.
+        """
+        self._assert_known(metric, method)
         return self.results.mean(method, metric)
 
     def stderr(self, method: str, metric: str) -> float:
         """Standard error of :meth:`mean` over the examples."""
+        self._assert_known(metric, method)
         return self.results.stderr(method, metric)
+
+    def rank(self, method: str, metric: str) -> float:
+        """Place of the method's mean, 1 the best; equals share the mean place."""
+        self._assert_known(metric, method)
+        return self.results.rank(method, metric)
 
     def paired(self, method: str, other: str, metric: str) -> tuple[float, float, int]:
         """Mean difference ``method - other`` over the examples that both have, its standard error, their number."""
+        self._assert_known(metric, method, other)
         return self.results.paired(method, other, metric)
 
     def to_markdown(self) -> str:

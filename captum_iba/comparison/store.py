@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from captum_iba.comparison._types import ExampleInfo, HeatMap
-from captum_iba.errors import InvalidArgumentError, MissingFileError
+from captum_iba.errors import InvalidArgumentError, MissingFileError, StoreError
 
 _TABLES = {
     "configuration": "name TEXT PRIMARY KEY, value TEXT NOT NULL",
     "examples": "key TEXT PRIMARY KEY, skipped TEXT, target TEXT, predicted TEXT, probability REAL, photo BLOB, "
     "boxes TEXT",
     "results": "key TEXT NOT NULL, method TEXT NOT NULL, failure TEXT, seconds REAL, memory REAL, metrics TEXT, "
-    "map BLOB, low REAL, high REAL, PRIMARY KEY (key, method)",
+    "map BLOB, low REAL, high REAL, is_constant INTEGER, PRIMARY KEY (key, method)",
 }
 
 
@@ -35,6 +36,7 @@ class MethodRecord:
         memory (float or None): MB, most above what was in use before.
         metrics (Mapping[str, Any]): record by metric.
         heat_map (HeatMap or None): for the pictures.
+        is_constant (bool): the map has one value everywhere, so that it ranks nothing.
     """
 
     failure: str = ""
@@ -42,6 +44,7 @@ class MethodRecord:
     memory: float | None = None
     metrics: Mapping[str, Any] | None = None
     heat_map: HeatMap | None = None
+    is_constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,19 +129,30 @@ class Store:
         """Write an example with all its results, in one transaction."""
         info = record.info
         boxes = None if info.boxes is None else json.dumps(np.asarray(info.boxes).tolist())
-        with self._connection:
+        with self._explained(), self._connection:
             self._connection.execute(
                 "INSERT OR REPLACE INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (info.key, record.skipped, info.target, info.predicted, _finite(info.probability), info.photo, boxes),
             )
             self._connection.executemany(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [_method_row(info.key, name, result) for name, result in record.methods.items()],
             )
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"store={str(self.path)!r}: {error}. What was written before is kept; make room on the disk, or see "
+                "who else uses the file, and run the same again."
+            ) from error
+
     def keys(self) -> set[str]:
         """Keys of the examples that are done."""
-        return {key for (key,) in self._connection.execute("SELECT key FROM examples")}
+        with self._explained():
+            return {key for (key,) in self._connection.execute("SELECT key FROM examples")}
 
     def read(self) -> Iterator[ExampleRecord]:
         """All examples, in no particular order."""
@@ -154,7 +168,9 @@ class Store:
                 None if boxes is None else np.array(json.loads(boxes), dtype=np.float64).reshape(-1, 4),
             )
             rows = self._connection.execute(
-                "SELECT method, failure, seconds, memory, metrics, map, low, high FROM results WHERE key = ?", (key,)
+                "SELECT method, failure, seconds, memory, metrics, map, low, high, is_constant FROM results "
+                "WHERE key = ?",
+                (key,),
             )
             yield ExampleRecord(info, skipped, {row[0]: _method_record(*row[1:]) for row in rows})
 
@@ -188,7 +204,7 @@ def _method_row(key: str, name: str, result: MethodRecord) -> tuple[object, ...]
         np.savez_compressed(buffer, levels=result.heat_map.levels)
         image, low, high = buffer.getvalue(), result.heat_map.low, result.heat_map.high
     metrics = json.dumps(result.metrics or {}, allow_nan=False)
-    return key, name, result.failure, result.seconds, result.memory, metrics, image, low, high
+    return key, name, result.failure, result.seconds, result.memory, metrics, image, low, high, int(result.is_constant)
 
 
 def _method_record(
@@ -199,9 +215,10 @@ def _method_record(
     image: bytes | None,
     low: float | None,
     high: float | None,
+    is_constant: int,
 ) -> MethodRecord:
     heat_map = None
     if image is not None and low is not None and high is not None:
         with np.load(io.BytesIO(image)) as stored:
             heat_map = HeatMap(stored["levels"], low, high)
-    return MethodRecord(failure, seconds, memory, json.loads(metrics), heat_map)
+    return MethodRecord(failure, seconds, memory, json.loads(metrics), heat_map, bool(is_constant))

@@ -175,6 +175,7 @@ BUILTIN = {
     E.TargetIndexError: IndexError,
     E.StatisticsError: ValueError,
     E.StatisticsFileError: ValueError,
+    E.StoreError: OSError,
     E.GradientModeError: RuntimeError,
     E.DeviceError: RuntimeError,
     E.UnsupportedModelError: RuntimeError,

@@ -31,10 +31,17 @@ def statistics():
     return LayerIBA(model, model.get_submodule(LAYER)).estimate(calibration()).statistics
 
 
+class _Calibration:
+    summary = "a few canvases"
+
+    def __call__(self):
+        return [calibration()]
+
+
 def context(model, example, **options):
     """What methods for the demo's network are built from."""
     given = {} if "layer" in options else {"layer": model.stage2, "statistics": statistics()}
-    return Context(model, example, lambda: [calibration()], **given, **options)
+    return Context(model, example, _Calibration(), **given, **options)
 
 
 def toy(*layers, seed=0):

@@ -102,7 +102,7 @@ def test_a_column_is_the_metric_called_directly(name):
             assert name not in report.results.curves[method]
             continue
         curve = report.results.curves[method][name]
-        ((mean, error),) = curve.lines.values()
+        mean, error = next(iter(curve.lines.values()))
         np.testing.assert_allclose(curve.x, lines[0], rtol=0, atol=1e-12)
         np.testing.assert_allclose(mean, lines[1].mean(dim=0), rtol=0, atol=2e-6)
         np.testing.assert_allclose(error, lines[1].std(dim=0) / 2, rtol=0, atol=2e-6)

@@ -209,8 +209,8 @@ class Functional(nn.Module):
 
 ON_RELUS = {"GuidedBackprop", "Deconvolution", "GuidedGradCam"}
 CANNOT = {
-    "functional relu": (lambda: Functional(torch.relu), ON_RELUS | {"LRP", "PatternAttribution"}),
-    "GELU": (lambda: Functional(nn.GELU()), ON_RELUS | {"LRP", "PatternAttribution"}),
+    "functional relu": (lambda: Functional(torch.relu), ON_RELUS | {"DeepLift", "LRP", "PatternAttribution"}),
+    "GELU": (lambda: Functional(nn.GELU()), ON_RELUS | {"DeepLift", "LRP", "PatternAttribution"}),
     "one ReLU twice": (lambda: Functional(nn.ReLU()), {"DeepLift", "LRP", "PatternAttribution"}),
     "skip connection": (lambda: Functional(nn.ReLU(), skip=True), {"DeepLift", "LRP", "PatternAttribution"}),
     "no maps": (

@@ -88,7 +88,7 @@ def test_the_configuration_is_what_was_asked_for(report):
     """Layers by name, methods with their parameters, metrics with theirs, seeds; versions beside it."""
     found = report.results.configuration
     assert (found["layer"], found["gradcam_layer"], found["seed"], found["n_pictures"]) == (LAYER, "stage4", 0, 1)
-    assert found["model"] == "DigitsNet" and found["data"] == {"class": "Canvases", "n": 3}
+    assert found["model"] == "DigitsNet" and found["examples"] == 3
     assert [text.split(":")[0] for text in found["methods"]] == list(CHEAP)
     assert "n_steps=4" in found["metrics"][0] and "versions" not in found
     assert found["statistics"].startswith("48 examples, mean ")

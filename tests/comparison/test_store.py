@@ -11,7 +11,7 @@ import torch
 import captum_iba
 from captum_iba.comparison import ExampleInfo, HeatMap, Method, compare
 from captum_iba.comparison.store import ExampleRecord, MethodRecord, Store
-from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MissingFileError
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MissingFileError, StoreError
 from tests.comparison.comparison_cases import assert_same_record, toy_cnn, toy_images, toy_options
 
 NAN = float("nan")
@@ -182,13 +182,13 @@ def changed_weights():
         ({"n_steps": 2}, r"metrics had .*n_steps=3.* has .*n_steps=2"),
         ({"seed": 1}, "seed was 0, is 1"),
         ({"n_pictures": 1}, "n_pictures was 40, is 1"),
-        ({"methods": {"bright": bright, "dark": dark}}, 'methods has "dark: " now'),
+        ({"methods": {"bright": bright, "dark": dark}}, 'methods has "dark: '),
         ({"model": changed_weights()}, "weights was"),
         ({"images": toy_images(2) + 1e-6}, r"data\.digest was"),
         ({"categories": ["a", "b", "c"]}, "categories was null"),
         ({"layer": "3"}, 'layer was "0", is "3"'),
         ({"gradcam_layer": "0"}, "gradcam_layer was"),
-        ({"calibration": [toy_images(21, seed=1)]}, 'statistics was "20 examples'),
+        ({"methods": {"bright": dark}}, r'methods had "bright:  \[\w+\]"; methods has "bright:'),
         ({"method_options": {"bright": {"power": 2}}}, r"method_options\.bright was null"),
     ],
 )
@@ -197,6 +197,44 @@ def test_a_comparison_with_other_arguments_does_not_go_on(tmp_path, change, said
     run(tmp_path / "results.db")
     with pytest.raises(InvalidArgumentError, match=said):
         run(tmp_path / "results.db", **change)
+
+
+@pytest.mark.parametrize("methods", [["LayerIBA"], ["PatternAttribution"]])
+def test_other_calibration_data_do_not_go_on(tmp_path, methods):
+    """Statistics and patterns come from the calibration data, statistics that are given notwithstanding."""
+    run(tmp_path / "results.db", methods=methods)
+    with pytest.raises(InvalidArgumentError, match='calibration was "20 images'):
+        run(tmp_path / "results.db", methods=methods, calibration=[toy_images(21, seed=1)])
+
+
+def test_other_items_of_a_data_set_do_not_go_on(tmp_path):
+    """Two data sets of one class and length are told apart by what they hold."""
+    items = [(image, 0) for image in toy_images(6)]
+    options = toy_options(store=tmp_path / "results.db", layer="0")
+    compare(toy_cnn(), Listed(items[:3]), {"bright": bright}, ["degradation 8x8"], **options)
+    with pytest.raises(InvalidArgumentError, match=r"data\.digest was"):
+        compare(toy_cnn(), Listed(items[3:]), {"bright": bright}, ["degradation 8x8"], **options)
+
+
+class Listed(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def test_a_disk_that_is_full_is_named(tmp_path):
+    """What cannot be written is an error of ours, and what was written before is kept."""
+    store = Store(tmp_path / "results.db", {"a": 1})
+    store.add(ExampleRecord(ExampleInfo("one", "0", "0", 0.5), "", {}))
+    store._connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(StoreError, match="full"):
+        store.add(ExampleRecord(ExampleInfo("two", "0", "0", 0.5, photo=bytes(10**6)), "", {}))
+    assert store.keys() == {"one"}
 
 
 def test_another_version_does_not_go_on(tmp_path, monkeypatch):
