@@ -119,14 +119,10 @@ def _info(method: Method, results: Sequence[MethodRecord]) -> MethodInfo:
         failure=failures.most_common(1)[0][0] if failures and not everywhere else "",
         n_constant=sum(result.is_constant for result in results),
         seconds=_median([result.seconds for result in results]),
-        peak_memory=_largest([result.memory for result in results]),
+        peak_memory=_median([result.memory for result in results]),
     )
 
 
 def _median(values: Sequence[float | None]) -> float:
     there = [value for value in values if value is not None]
     return float(np.median(there)) if there else float("nan")
-
-
-def _largest(values: Sequence[float | None]) -> float:
-    return max((value for value in values if value is not None), default=float("nan"))

@@ -2,51 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
 
-from captum_iba.comparison._palette import DASHES, LIGHT
+from captum_iba.comparison._palette import DASHES, IN_FRONT, mark_points, style_of
 from captum_iba.comparison._types import Array, Curve, MetricInfo, Results
 
 # the plot is SIZE x SIZE units, stretched to the space there is
 SIZE = 1000
 # more points than can be told apart on a screen are left out
 MOST_POINTS = 101
-_MARKS = 8
+# so many bands of a standard error can be told apart
+MOST_BANDS = 4
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method's line: SVG paths of the means, of the band of a standard error around them, and of dots on it."""
+    """A method's line: SVG paths of the means and of the band of a standard error, marks in per cent of the plot."""
 
     name: str
     path: str
     band: str
-    marks: str
+    marks: list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A method's lines and their style."""
+    """A method's lines and their style; one ``in_front`` is drawn last and thicker."""
 
     name: str
     colour: int
     dashes: str
+    mark: int
+    in_front: bool
     lines: list[Line]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A metric's figure; ticks are (per cent, text)."""
+    """A metric's figure; ticks are (per cent, text), ``same`` groups of methods whose curves are equal."""
 
     metric: MetricInfo
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     line_names: list[str]
     series: list[Series]
+    same: list[list[str]]
 
 
 def charts(results: Results) -> list[Chart]:
@@ -92,15 +96,29 @@ def _chart(results: Results, metric: MetricInfo, curves: dict[int, Curve]) -> Ch
     x_range, y_range = _range(x_values), _range(y_values)
     names = list(dict.fromkeys(name for curve in curves.values() for name in curve.lines))
     series = [
-        Series(
+        _series(
             results.methods[place].name,
-            place % len(LIGHT),
-            " ".join(map(str, DASHES[place % len(DASHES)])),
+            place,
             [_line(name, curve, x_range, y_range, place) for name in names if name in curve.lines],
         )
         for place, curve in curves.items()
     ]
-    return Chart(metric, _ticks(x_range), _ticks(y_range), names, series)
+    same = _equal({results.methods[place].name: curve for place, curve in curves.items()})
+    return Chart(metric, _ticks(x_range), _ticks(y_range), names, series, same)
+
+
+def _series(name: str, place: int, lines: list[Line]) -> Series:
+    style = style_of(place)
+    return Series(name, style.colour, " ".join(map(str, DASHES[style.dashes])), style.mark, name == IN_FRONT, lines)
+
+
+def _equal(curves: Mapping[str, Curve]) -> list[list[str]]:
+    """Names of curves that lie on each other."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, curve in curves.items():
+        lines = tuple((line, (np.round(mean, 9) + 0.0).tobytes()) for line, (mean, _) in curve.lines.items())
+        groups.setdefault((curve.x.tobytes(), lines), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _range(values: Array) -> tuple[float, float]:
@@ -124,15 +142,8 @@ def _line(name: str, curve: Curve, x_range: tuple[float, float], y_range: tuple[
     x = _scaled(curve.x, x_range)
     middle = SIZE - _scaled(mean, y_range)
     upper, lower = (SIZE - _scaled(mean + sign * error, y_range) for sign in (1, -1))
-    shown = np.flatnonzero(np.isfinite(x) & np.isfinite(middle))
-    marks = "".join(f"M{_point(x[i], middle[i])}h0" for i in _dots(shown, place))
+    marks = [(round(100 * one / SIZE, 2), round(100 * other / SIZE, 2)) for one, other in mark_points(x, middle, place)]
     return Line(name, _path(x, middle), _band(x, upper, lower), marks)
-
-
-def _dots(shown: npt.NDArray[np.intp], place: int) -> list[int]:
-    """Points that get a dot; those of different methods stand at different places."""
-    n = len(shown)
-    return sorted({int(shown[(number * n + place * n // 5) // _MARKS % n]) for number in range(_MARKS if n else 0)})
 
 
 def _scaled(values: Array, ends: tuple[float, float]) -> Array:

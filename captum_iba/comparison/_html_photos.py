@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from PIL import Image
 
+from captum_iba.comparison._palette import IN_FRONT
 from captum_iba.comparison._text import number_text, probability_text
 from captum_iba.comparison._types import ExampleInfo, HeatMap, MethodInfo, Results
 from captum_iba.errors import InvalidArgumentError
@@ -41,6 +43,21 @@ class Photo:
 def methods_with_maps(results: Results) -> list[MethodInfo]:
     """Methods with a map of at least one example, in order."""
     return [info for info in results.methods if results.maps.get(info.name)]
+
+
+def opening_place(methods: Sequence[MethodInfo]) -> int:
+    """Whose maps the page opens with: LayerIBA, or the first that is not random.
+
+    Examples::
+
+        >>> methods = [MethodInfo(name, "", "") for name in ("Random", "Saliency", "LayerIBA")]
+        >>> opening_place(methods), opening_place(methods[:2]), opening_place(methods[:1])
+        (2, 1, 0)
+    """
+    names = [info.name for info in methods]
+    if IN_FRONT in names:
+        return names.index(IN_FRONT)
+    return next((place for place, name in enumerate(names) if name != "Random"), 0)
 
 
 def photos(results: Results) -> list[Photo]:

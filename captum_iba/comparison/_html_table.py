@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from captum_iba.comparison._text import best_of, mean_text, number_text
-from captum_iba.comparison._types import MethodInfo, Results
+from captum_iba.comparison._text import (
+    best_of,
+    column_count,
+    fewer_text,
+    mean_text,
+    methods_that_ran,
+    number_text,
+    value_count,
+)
+from captum_iba.comparison._types import MethodInfo, MetricInfo, Results
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value: ``value`` is what rows are sorted by, ``notes`` stand beneath it, the reason of a dash among them."""
+    """One value, its standard error and its rank, empty where there is none.
+
+    ``value`` is what rows are sorted by; ``note`` stands beneath it: the number of examples, or why there is a dash.
+    """
 
     text: str
     value: float
+    error: str = ""
+    rank: str = ""
     best: bool = False
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def table_columns(results: Results) -> list[Column]:
@@ -38,58 +48,44 @@ def table_columns(results: Results) -> list[Column]:
     total = len(results.examples)
     columns = []
     for metric in results.metrics:
-        common = _common_count(results, metric.name)
-        note = f"n = {common}" if common not in (0, total) else ""
+        n = column_count(results, metric.name)
+        note = f"n={n}" if n not in (0, total) else ""
         columns.append(Column(metric.name, metric.description, metric.higher_is_better, note))
     return [
         *columns,
-        Column("seconds an image", "Mean time of one example's attribution.", False),
-        Column("peak memory, MB", "Most memory an attribution needed above what was in use before.", False),
+        Column("seconds an image", "Median time of one example's attribution.", False),
+        Column("peak memory, MB", "Most memory of an attribution above what was in use before; the median.", False),
     ]
 
 
 def table_rows(results: Results) -> list[tuple[MethodInfo, list[Cell]]]:
     """Methods that ran, each with its K + 2 cells."""
-    ran = [info for info in results.methods if not info.reason]
-    columns = [_metric_cells(results, ran, metric.name, metric.higher_is_better) for metric in results.metrics]
+    ran = methods_that_ran(results)
+    columns = [_metric_cells(results, ran, metric) for metric in results.metrics]
     columns.append(_cost_cells({info.name: info.seconds for info in ran}))
     columns.append(_cost_cells({info.name: info.peak_memory for info in ran}))
     return [(info, [column[info.name] for column in columns]) for info in ran]
 
 
-def _metric_cells(results: Results, ran: list[MethodInfo], metric: str, higher: bool | None) -> dict[str, Cell]:
-    means = {info.name: results.mean(info.name, metric) for info in ran}
-    best, common = best_of(means, higher), _common_count(results, metric)
+def _metric_cells(results: Results, ran: list[MethodInfo], metric: MetricInfo) -> dict[str, Cell]:
+    means = {info.name: results.mean(info.name, metric.name) for info in ran}
+    best = best_of(means, metric.higher_is_better)
     cells = {}
     for name, mean in means.items():
-        n, rank = _count(results, name, metric), results.rank(name, metric)
-        notes = [
-            "" if math.isnan(rank) else f"rank {rank:g}",
-            "no defined value" if n == 0 else f"n = {n}" if n != common else "",
-        ]
-        text = mean_text(mean, results.stderr(name, metric))
-        cells[name] = Cell(text, mean, name in best, tuple(note for note in notes if note))
+        rank = results.rank(name, metric.name)
+        text, _, error = mean_text(mean, results.stderr(name, metric.name)).partition(" ± ")
+        note = fewer_text(results, name, metric.name) if value_count(results, name, metric.name) else "no value"
+        cells[name] = Cell(text, mean, error, "" if math.isnan(rank) else f"{rank:g}", name in best, note)
     return cells
 
 
 def _cost_cells(values: Mapping[str, float]) -> dict[str, Cell]:
-    best = best_of(values, higher_is_better=False)
-    cells = {}
-    for name, value in values.items():
-        notes = ("not measured",) if math.isnan(value) else ()
-        cells[name] = Cell(number_text(value, 3), value, name in best, notes)
-    return cells
-
-
-def _count(results: Results, method: str, metric: str) -> int:
-    return int((~np.isnan(results.scores[method][metric])).sum())
-
-
-def _common_count(results: Results, metric: str) -> int:
-    """The number of examples behind most of the column's values."""
-    counts = Counter(_count(results, info.name, metric) for info in results.methods if not info.reason)
-    del counts[0]
-    return max(counts, key=lambda n: (counts[n], n)) if counts else 0
+    """None is the best where one is 0: it was too small to be measured, so that it cannot be told from others."""
+    best = set() if 0.0 in values.values() else best_of(values, higher_is_better=False)
+    return {
+        name: Cell(number_text(value, 3), value, best=name in best, note="not measured" if math.isnan(value) else "")
+        for name, value in values.items()
+    }
 
 
 def paired_differences(results: Results) -> list[list[list[float | int | None]]]:
@@ -99,7 +95,7 @@ def paired_differences(results: Results) -> list[list[list[float | int | None]]]
         list: for each metric, ``[i, j, mean, standard error, n]`` for places i < j among the methods that ran; the
         difference is i - j, None where it is undefined.
     """
-    names = [info.name for info in results.methods if not info.reason]
+    names = [info.name for info in methods_that_ran(results)]
     found = []
     for metric in results.metrics:
         pairs: list[list[float | int | None]] = []

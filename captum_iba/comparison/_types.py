@@ -28,8 +28,8 @@ class MethodInfo:
         failure (str): the most frequent reason of those; empty without any.
         n_constant (int): examples on which its map is constant, so that it ranks nothing.
         seconds (float): median time of one example's attribution; NaN where it did not run.
-        peak_memory (float): most memory in MB above what was in use before, over its attributions; NaN where it did
-            not run or where it cannot be measured.
+        peak_memory (float): MB above what was in use before, at the most of one example's attribution; the median over
+            the examples, as the first one also loads code. NaN where it did not run or where it cannot be measured.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,33 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from captum_iba.comparison._html_photos import methods_with_maps, photo_size
-from captum_iba.comparison._palette import DASHES, LIGHT
-from captum_iba.comparison._text import heading_text, number_text, probability_text
-from captum_iba.comparison._types import Array, Curve, ExampleInfo, HeatMap, MetricInfo, Results
+from captum_iba.comparison._palette import DASHES, IN_FRONT, LIGHT, MARKS, mark_points, style_of
+from captum_iba.comparison._text import heading_text, names_text, number_text, probability_text, stopped_lines
+from captum_iba.comparison._types import Array, Curve, ExampleInfo, HeatMap, MethodInfo, MetricInfo, Results
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.visualization import COLORMAP
 
-_CELL_INCHES = 1.9
+# of maps: with six and the photo in a row, 18 inches
+_CELL_INCHES, _BAR_INCHES, _ROW_GAP, _TITLE_INCHES = 1.95, 0.62, 0.4, 0.35
+_MOST_MAPS = 6
 _PANEL_INCHES = (4.6, 3.4)
 _MOST_COLUMNS = 3
+_MOST_BANDS = 5
 
 
 def plot_results(results: Results) -> Figure:
-    """Draw every metric's means with standard errors, and every curve with the band of its standard error.
+    """Draw every metric's means with standard errors, and every curve.
+
+    With at most five methods, a curve has the band of its standard error. Marks of different methods stand at different
+    places, so that curves that lie on each other show the marks of each.
 
     Args:
         results (Results): a comparison of M methods in K metrics.
 
     Returns:
         matplotlib.figure.Figure: K panels of means, then a panel for each metric with curves; the methods that ran keep
-        their colour and dash throughout. Drawn without pyplot; ``figure.savefig(path)`` writes it.
-
-    Raises:
-        InvalidArgumentError: no metric, or no method that ran.
+        their colour, dash and mark throughout. Without metrics or methods that ran, a text says why. Drawn without
+        pyplot; ``figure.savefig(path)`` writes it.
 
     Examples::
 
@@ -52,9 +57,7 @@ def plot_results(results: Results) -> Figure:
     """
     ran = [place for place, info in enumerate(results.methods) if not info.reason]
     if not ran or not results.metrics:
-        raise InvalidArgumentError(
-            f"There are {len(results.metrics)} metrics and {len(ran)} methods that ran; wanted one of each or more."
-        )
+        return _reasons(results)
     with_curves = [
         metric
         for metric in results.metrics
@@ -66,10 +69,41 @@ def plot_results(results: Results) -> Figure:
     for axis, metric in zip(axes[len(results.metrics) :], with_curves, strict=True):
         _draw_curves(axis, results, metric, ran)
     if with_curves:
-        names = [results.methods[place].name for place in ran]
-        handles = [Line2D([], [], color=_colour(place), linewidth=1.8, dashes=_dashes(place)) for place in ran]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(7, len(ran)), fontsize=8, handlelength=3)
+        _draw_legend(figure, results, ran)
     return figure
+
+
+def _reasons(results: Results) -> Figure:
+    """A figure without panels."""
+    lines = stopped_lines(results) or ["There are no methods."]
+    lines = ["There are no metrics."] if not results.metrics and not results.methods else ["Nothing to draw.", *lines]
+    figure = Figure(figsize=(2 * _PANEL_INCHES[0], 0.5 + 0.4 * len(lines)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("\n".join(_plain(_shortened(line, 130)) for line in lines), fontsize=8)
+    return figure
+
+
+def _draw_legend(figure: Figure, results: Results, ran: list[int]) -> None:
+    handles = [
+        Line2D([], [], marker=_mark(place), markersize=5, **_line_style(results.methods[place].name, 0, place))
+        for place in ran
+    ]
+    names = [_plain(results.methods[place].name) for place in ran]
+    title = (
+        None
+        if len(ran) <= _MOST_BANDS
+        else f"Standard errors of the curves are drawn for at most {_MOST_BANDS} methods."
+    )
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(6, len(ran)),
+        fontsize=8,
+        handlelength=4,
+        title=title,
+        title_fontsize=8,
+    )
 
 
 def _panels(number: int, n_methods: int) -> tuple[Figure, list[Axes]]:
@@ -94,10 +128,10 @@ def _draw_means(axis: Axes, results: Results, metric: MetricInfo, ran: list[int]
         )
         if math.isnan(mean):
             axis.text(0.02, row, "– no value", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
-    axis.set_yticks(range(len(ran)), [results.methods[place].name for place in ran], fontsize=8)
+    axis.set_yticks(range(len(ran)), [_plain(results.methods[place].name) for place in ran], fontsize=8)
     axis.set_ylim(len(ran) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
-    axis.set_title(heading_text(metric), fontsize=10)
+    axis.set_title(_plain(heading_text(metric)), fontsize=10)
     axis.set_xlabel("mean ± standard error", fontsize=8)
     axis.tick_params(labelsize=8)
 
@@ -110,52 +144,73 @@ def _draw_curves(axis: Axes, results: Results, metric: MetricInfo, ran: list[int
     }
     line_names = list(dict.fromkeys(name for curve in curves.values() for name in curve.lines))
     for place, curve in curves.items():
-        _draw_curve(axis, curve, line_names, place)
+        _draw_curve(axis, results.methods[place].name, curve, line_names, place, banded=len(ran) <= _MOST_BANDS)
     if len(line_names) > 1:
-        handles = [Line2D([], [], color="black", **_line_style(number)) for number in range(len(line_names))]
+        handles = [
+            Line2D([], [], **{**_line_style("", number, 0), **_mark_style(number, 0), "color": "black"})
+            for number in range(len(line_names))
+        ]
         axis.legend(handles, line_names, fontsize=7)
-    axis.set_title(metric.name, fontsize=10)
+    axis.set_title(_plain(metric.name), fontsize=10)
     axis.set_xlabel(metric.x_label, fontsize=8)
     axis.set_ylabel(metric.y_label, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
 
 
-def _draw_curve(axis: Axes, curve: Curve, line_names: list[str], place: int) -> None:
+def _draw_curve(axis: Axes, method: str, curve: Curve, line_names: list[str], place: int, banded: bool) -> None:
     for number, name in enumerate(line_names):
         if name not in curve.lines:
             continue
         mean, error = curve.lines[name]
-        axis.fill_between(curve.x, mean - error, mean + error, color=_colour(place), alpha=0.12, linewidth=0)
-        axis.plot(curve.x, mean, color=_colour(place), dashes=_dashes(place), **_line_style(number))
+        if banded:
+            axis.fill_between(curve.x, mean - error, mean + error, color=_colour(place), alpha=0.12, linewidth=0)
+        axis.plot(curve.x, mean, **_line_style(method, number, place))
+        points = np.array(mark_points(curve.x, mean, place)).reshape(-1, 2)
+        # above the lines of all methods
+        axis.plot(points[:, 0], points[:, 1], linestyle="none", zorder=3, **_mark_style(number, place))
 
 
 def _colour(place: int) -> str:
-    return LIGHT[place % len(LIGHT)]
+    return LIGHT[style_of(place).colour]
 
 
-def _dashes(place: int) -> tuple[float, ...]:
-    """In widths of the line; a solid line has a dash and no gap."""
-    return tuple(length / 2 for length in DASHES[place % len(DASHES)]) or (1.0, 0.0)
+def _mark(place: int) -> str:
+    return MARKS[style_of(place).mark]
 
 
-def _line_style(number: int) -> dict[str, Any]:
-    """The first line of a curve is thick; further ones are thin, with marks."""
-    if number == 0:
-        return {"linewidth": 1.8}
-    return {"linewidth": 0.9, "marker": "os^v"[(number - 1) % 4], "markersize": 3.5, "markevery": 0.12}
+def _line_style(method: str, number: int, place: int) -> dict[str, Any]:
+    """The first line of a curve is thick, further ones are thin; dashes are in widths of the line."""
+    dashes = tuple(length / 2 for length in DASHES[style_of(place).dashes]) or (1.0, 0.0)
+    width = (1.6 if number == 0 else 0.8) * (2 if method == IN_FRONT else 1)
+    return {"color": _colour(place), "dashes": dashes, "linewidth": width, "zorder": 2.5 if method == IN_FRONT else 2}
+
+
+def _mark_style(number: int, place: int) -> dict[str, Any]:
+    """Marks are filled on the first line of a curve, hollow on further ones."""
+    own = _colour(place)
+    face, edge = (own, "white") if number == 0 else ("white", own)
+    return {
+        "marker": _mark(place),
+        "markersize": 5.5,
+        "color": own,
+        "markerfacecolor": face,
+        "markeredgecolor": edge,
+        "markeredgewidth": 0.5 if number == 0 else 1.0,
+    }
 
 
 def plot_maps(results: Results, n: int = 8) -> Figure:
-    """Draw photos and every method's heat map of them, a photo a row.
+    r"""Draw photos, each followed by every method's heat map of it, at most six in a row.
 
     Args:
         results (Results): a comparison with photos and maps.
         n (int, optional): the most photos. Default: 8.
 
     Returns:
-        matplotlib.figure.Figure: the first n photos, with the boxes drawn on them and on the maps; each map's colour
-        bar carries the method's unit. Drawn without pyplot; ``figure.savefig(path)`` writes it.
+        matplotlib.figure.Figure: the first n photos, with the boxes drawn on them and on the maps; each map has its
+        colour bar, and the figure's title names the methods' units. Drawn without pyplot; ``figure.savefig(path)``
+        writes it.
 
     Raises:
         InvalidArgumentError: n below 1, no photo kept, or one that cannot be read.
@@ -169,38 +224,102 @@ def plot_maps(results: Results, n: int = 8) -> Figure:
         >>> examples = [ExampleInfo("a", "cat", "cat", 0.9, jpeg.getvalue())]
         >>> methods = [MethodInfo("IBA", "", "bits per pixel")]
         >>> figure = plot_maps(Results(methods, [], examples, {}, {}, {"IBA": {"a": heatmap}}))
-        >>> [axis.get_title() for axis in figure.axes][1], figure.axes[-1].get_ylabel()
-        ('IBA', 'bits per pixel')
+        >>> [axis.get_title() for axis in figure.axes], figure.get_suptitle()
+        (['a\ncat, p = 0.900', 'IBA'], 'Colour bars: bits per pixel')
     """
     examples = [example for example in results.examples if example.photo]
     if n < 1 or not examples:
         raise InvalidArgumentError(f"n={n} of {len(examples)} photos; wanted at least one, and photos that were kept.")
     examples, methods = examples[:n], methods_with_maps(results)
-    size = (_CELL_INCHES * (1 + 1.3 * len(methods)), 1.2 * _CELL_INCHES * len(examples))
-    figure = Figure(figsize=size, layout="constrained")
+    columns, rows = 1 + min(len(methods), _MOST_MAPS), max(1, math.ceil(len(methods) / _MOST_MAPS))
+    figure = Figure()
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(examples), 1 + len(methods), squeeze=False)
-    for row, example in zip(axes, examples, strict=True):
-        _draw_photo(row[0], example)
-        for axis, info in zip(row[1:], methods, strict=True):
-            axis.set_title(info.name, fontsize=8)
-            _draw_map(figure, axis, results.maps[info.name].get(example.key), photo_size(example), info.unit)
-        for axis in row:
+    axes = _grid(figure, [photo_size(example) for example in examples for _ in range(rows)], columns)
+    for number, example in enumerate(examples):
+        own = axes[number * rows : (number + 1) * rows]
+        _draw_photo(own[0][0], example)
+        cells = [axis for row in own for axis in row[1:]]
+        for axis, info in zip(cells, methods, strict=False):
+            axis.set_title(_plain(_shortened(info.name, 34)), fontsize=8)
+            _draw_map(axis, results.maps[info.name].get(example.key), photo_size(example))
+        for axis in [own[0][0], *cells[: len(methods)]]:
             axis.set_axis_off()
             for box in np.zeros((0, 4)) if example.boxes is None else example.boxes:
                 _draw_box(axis, box)
+        for axis in [*(row[0] for row in own[1:]), *cells[len(methods) :]]:
+            axis.remove()
+    width, height = figure.get_size_inches()
+    figure.suptitle(
+        _plain(_shortened(_units(methods), int(14 * width))),
+        fontsize=9,
+        x=0.02,
+        y=1 - 0.1 / height,
+        ha="left",
+        va="top",
+    )
     return figure
 
 
+def _grid(figure: Figure, sizes: list[tuple[int, int]], columns: int) -> list[list[Axes]]:
+    """Cells of one width, and as high as the photo of their row; fixes the figure's size."""
+    heights = [min(2.0, max(0.4, height / width)) * _CELL_INCHES for width, height in sizes]
+    total = _TITLE_INCHES + sum(height + _ROW_GAP for height in heights)
+    width = columns * (_CELL_INCHES + _BAR_INCHES)
+    figure.set_size_inches(width, total)
+    top, rows = total - _TITLE_INCHES, []
+    for height in heights:
+        top -= height + _ROW_GAP
+        rows.append(
+            [
+                figure.add_axes(
+                    (
+                        (0.1 + column * (_CELL_INCHES + _BAR_INCHES)) / width,
+                        (top + 0.05) / total,
+                        _CELL_INCHES / width,
+                        height / total,
+                    )
+                )
+                for column in range(columns)
+            ]
+        )
+    return rows
+
+
+def _units(methods: Sequence[MethodInfo]) -> str:
+    """What the colour bars measure, each unit once."""
+    units: dict[str, list[str]] = {}
+    for info in methods:
+        units.setdefault(info.unit, []).append(info.name)
+    names = [info.name for info in methods]
+    parts = [
+        unit if len(units) == 1 else f"{unit} ({names_text(own, names, 'all')})" for unit, own in units.items() if unit
+    ]
+    return f"Colour bars: {'; '.join(parts)}" if parts else ""
+
+
 def _draw_photo(axis: Axes, example: ExampleInfo) -> None:
-    photo_size(example)  # refuses what cannot be read
-    axis.imshow(np.asarray(Image.open(io.BytesIO(example.photo)).convert("RGB")))
-    # a $ would start mathematics
-    title = f"{example.key}\n{example.target}, p = {probability_text(example.probability)}".replace("$", r"\$")
-    axis.set_title(title, fontsize=7, wrap=True)
+    axis.imshow(np.asarray(Image.open(io.BytesIO(example.photo)).convert("RGB")), aspect="equal")
+    lines = (example.key, f"{example.target}, p = {probability_text(example.probability)}")
+    axis.set_title("\n".join(_plain(_shortened(line, 34)) for line in lines), fontsize=7)
 
 
-def _draw_map(figure: Figure, axis: Axes, heatmap: HeatMap | None, size: tuple[int, int], unit: str) -> None:
+def _shortened(text: str, most: int) -> str:
+    """Text of at most so many characters, its middle left out.
+
+    Examples::
+
+        >>> _shortened("photo_12.jpg", 12), _shortened("a/long/photo_12.jpg", 12)
+        ('photo_12.jpg', 'a/lon…12.jpg')
+    """
+    return text if len(text) <= most else f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"
+
+
+def _plain(text: str) -> str:
+    """Text of which no part is read as mathematics, which a $ would start."""
+    return text.replace("$", r"\$")
+
+
+def _draw_map(axis: Axes, heatmap: HeatMap | None, size: tuple[int, int]) -> None:
     width, height = size
     if heatmap is None:
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
@@ -211,9 +330,9 @@ def _draw_map(figure: Figure, axis: Axes, heatmap: HeatMap | None, size: tuple[i
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     high = heatmap.high if heatmap.high > heatmap.low else heatmap.low + 1.0
     drawn = axis.imshow(values, cmap=COLORMAP, vmin=heatmap.low, vmax=high, extent=extent)
-    bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03, ticks=[heatmap.low, high])
-    bar.ax.set_yticklabels([number_text(heatmap.low, 2), number_text(high, 2)], fontsize=6)
-    bar.set_label(unit, fontsize=6)
+    bar = axis.inset_axes((1.02, 0, 0.05, 1))
+    ticks = [number_text(heatmap.low, 2), number_text(high, 2)]
+    axis.figure.colorbar(drawn, cax=bar, ticks=[heatmap.low, high]).ax.set_yticklabels(ticks, fontsize=6)
 
 
 def _draw_box(axis: Axes, box: Array) -> None:

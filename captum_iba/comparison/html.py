@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from captum_iba._files import write_atomically
-from captum_iba.comparison._html_curves import SIZE, charts
-from captum_iba.comparison._html_photos import encoded_maps, methods_with_maps, photos, viridis
+from captum_iba.comparison._html_curves import MOST_BANDS, SIZE, charts
+from captum_iba.comparison._html_photos import encoded_maps, methods_with_maps, opening_place, photos, viridis
 from captum_iba.comparison._html_table import paired_differences, table_columns, table_rows
-from captum_iba.comparison._palette import DARK, LIGHT
-from captum_iba.comparison._text import plain_text
+from captum_iba.comparison._palette import DARK, LIGHT, MARK_PATHS
+from captum_iba.comparison._text import (
+    SUMMARY_HEADING,
+    count_text,
+    left_out,
+    methods_that_ran,
+    notes,
+    plain_text,
+    summary,
+)
 from captum_iba.comparison._types import Results
 from captum_iba.errors import MissingDependencyError
 
@@ -66,10 +74,18 @@ def render_html(results: Results) -> str:
         columns=table_columns(results),
         rows=table_rows(results),
         stopped=[info for info in results.methods if info.reason],
+        n_text=count_text(len(results.examples)),
+        notes=notes(results),
+        left_out=left_out(results)[0],
+        summary=summary(results),
+        summary_heading=SUMMARY_HEADING,
         photos=photos(results),
         mapped=methods_with_maps(results),
+        opening=opening_place(methods_with_maps(results)),
         charts=charts(results),
         size=SIZE,
+        marks=MARK_PATHS,
+        most_bands=MOST_BANDS,
         settings={str(key): plain_text(value) for key, value in results.configuration.items()},
         light=LIGHT,
         dark=DARK,
@@ -111,15 +127,16 @@ def _subject(results: Results) -> str:
     parts = []
     if results.configuration.get("model"):
         parts.append(plain_text(results.configuration["model"]))
-    if results.configuration.get("layer"):
-        parts.append(f"layer {plain_text(results.configuration['layer'])}")
+    layer = plain_text(results.configuration.get("layer") or "")
+    if layer and not layer.startswith("none: "):  # a reason why there is none
+        parts.append(f"layer {layer}")
     return ", ".join(parts)
 
 
 def _data(results: Results) -> dict[str, Any]:
     """What the page's script needs."""
     return {
-        "ran": [info.name for info in results.methods if not info.reason],
+        "ran": [info.name for info in methods_that_ran(results)],
         "metrics": [{"name": info.name, "higher": info.higher_is_better} for info in results.metrics],
         "pairs": paired_differences(results),
         "mapped": [{"name": info.name, "unit": info.unit} for info in methods_with_maps(results)],

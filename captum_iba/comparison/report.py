@@ -13,7 +13,7 @@ from captum_iba._files import write_atomically
 from captum_iba.comparison._types import Results
 from captum_iba.comparison.figures import plot_maps, plot_results
 from captum_iba.comparison.html import write_html
-from captum_iba.comparison.tables import scores_dataframe, to_dataframe, to_markdown
+from captum_iba.comparison.tables import scores_dataframe, to_dataframe, to_markdown, to_text
 from captum_iba.errors import InvalidArgumentError
 
 
@@ -43,7 +43,7 @@ class Report:
         self.results = results
 
     def __str__(self) -> str:
-        return self.to_markdown()
+        return to_text(self.results)
 
     def _assert_known(self, metric: str, *methods: str) -> None:
         known_methods = [info.name for info in self.results.methods]

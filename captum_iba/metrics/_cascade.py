@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.bottleneck.containers import leaves_in
-from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, NonFiniteError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
+from captum_iba.metrics._maps import assert_finite_maps
 from captum_iba.metrics._randomize import cuda_devices, seed_global
-from captum_iba.metrics._result import assert_finite_maps
 from captum_iba.metrics._similarity import SimilarityFunc, comparable_maps
 from captum_iba.metrics._stages import Stage, default_stages, named_stages, recorded_starts
 
@@ -69,11 +69,16 @@ class Cascade:
             self.reference = self._compare(self._original, self._like_original(other))
 
     def stage(self, name: str, attribute_func: AttributeFunc) -> None:
-        """Explain the randomised model; where that fails there is no value."""
+        """Explain the randomised model; where that fails there is no value.
+
+        Lack of memory and interrupts are no property of the attribution, and end the run.
+        """
         self._assert_finite_output(name)
         try:
             returned = self._call(attribute_func, _ATTRIBUTION)
-        except (CaptumIBAError, RuntimeError, AssertionError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the attribution is the caller's, and may fail in any way on a random model
             self.failures[name] = f"{type(error).__name__}: {error}"
             self.columns.append(torch.full_like(self.columns[0], float("nan")))
             return

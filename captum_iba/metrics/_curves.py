@@ -86,8 +86,8 @@ def removal_curves(
 ) -> Curves:
     """Remove units in order and record the model's values.
 
-    Units of equal score come in random order, the same one for both orders and all examples, so that a constant map
-    gives equal curves.
+    Units of equal score come in random order, the same one for both orders, so that a constant map gives equal curves;
+    an example's order does not depend on the others.
 
     Raises:
         InvalidArgumentError: an argument out of range.
@@ -96,10 +96,11 @@ def removal_curves(
         raise InvalidArgumentError(f"n_tie_draws={n_tie_draws!r}; wanted an integer of at least 1.")
     counts = _counts(units.count, n_steps, points)
     generator = torch.Generator("cpu").manual_seed(as_seed(seed))
+    # unit by unit: an example's j-th unit has the j-th keys, however many units others in the batch have
+    keys = torch.rand(units.sums.shape[1], n_tie_draws, generator=generator, dtype=torch.float64, device="cpu")
     draws = []
-    for _ in range(n_tie_draws):
-        key = torch.rand(units.sums.shape[1], generator=generator, dtype=torch.float64)
-        ranks = {order: _ranks(units, key.to(units.sums), order) for order in orders}
+    for key in keys.T.to(units.sums.device):
+        ranks = {order: _ranks(units, key, order) for order in orders}
         draws.append(_one_draw(removal, units.count, ranks, counts))
     return _mean(draws)
 

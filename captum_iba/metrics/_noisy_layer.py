@@ -20,10 +20,8 @@ from captum_iba.bottleneck.information import Reference
 from captum_iba.bottleneck.optimization import Noise, work_dtype
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
-from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics._output import Output, OutputType, Row
-from captum_iba.metrics._perturb import default_rows
-from captum_iba.metrics._units import Tensors, as_tuple
+from captum_iba.metrics._units import Tensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,6 @@ class NoisyLayer:
     _tail: Tail
     _reference: Reference
     _read: Output
-    _most: int
 
     @property
     def active(self) -> Tensor:
@@ -61,7 +58,7 @@ class NoisyLayer:
             return positions
         return positions.unsqueeze(self.channel_dim - self.features.ndim)
 
-    def run(self, signal: Tensor, n_samples: int, seed: int) -> Row:
+    def run(self, signal: Tensor, n_samples: int, seed: int, rows: int, advance: Callable[[int], object]) -> Row:
         """Values of the model behind a partly open layer, for fresh draws of the noise.
 
         Args:
@@ -69,6 +66,8 @@ class NoisyLayer:
                 alone, to 1, the features as they are.
             n_samples (int): draws of the noise, the same for all examples and settings.
             seed (int): of the noise.
+            rows (int): most rows in one forward pass, where that is not less than the examples.
+            advance (Callable): called with the number of rows that were run.
 
         Returns:
             Row: each (A, n_samples, N).
@@ -83,13 +82,14 @@ class NoisyLayer:
             self._reference.mean,
         )
         jobs = [(a, k) for a in range(len(signal)) for k in range(n_samples)]
-        n, copies = len(wide), max(1, self._most // len(wide))
+        n, copies = len(wide), max(1, rows // len(wide))
         found = []
         for start in range(0, len(jobs), copies):
             part = jobs[start : start + copies]
             z = torch.cat([signal[a] * wide + (1 - signal[a]) * noise[k] for a, k in part]).to(self.features.dtype)
             with torch.no_grad(), self._tail.run(z, len(part)) as output:
                 found.append(self._read(output, torch.arange(n, device=wide.device).repeat(len(part))))
+            advance(n * len(part))
         shape = (len(signal), n_samples, n)
         value, best, rank = (torch.cat([getattr(f, x) for f in found]).view(shape) for x in ("value", "best", "rank"))
         return Row(value, best, rank)
@@ -105,22 +105,20 @@ def noisy_layer(
     target: TargetType,
     output: OutputType,
     attribute_to_layer_input: bool,
-    max_examples_per_batch: int | None,
+    warner: Warner,
 ) -> Iterator[NoisyLayer]:
-    """Record a batch up to the layer; arguments are those of :func:`sufficiency`."""
-    if max_examples_per_batch is not None and (type(max_examples_per_batch) is not int or max_examples_per_batch < 1):
-        raise InvalidArgumentError(
-            f"max_examples_per_batch={max_examples_per_batch!r}; wanted an integer of at least 1, or None."
-        )
-    as_tuple(inputs, "inputs")
+    """Record a batch up to the layer; arguments are those of :func:`sufficiency`.
+
+    The model runs with as many rows as there are examples, and with twice as many to see whether it can be replayed.
+    """
     forward_func = unwrap_parallel(forward_func, None)
     site, modules = locate(forward_func, layer, attribute_to_layer_input)
-    to_switch, warner = reachable(modules, site.layer), Warner()
+    to_switch = reachable(modules, site.layer)
     forward = Forward(forward_func, inputs, additional_forward_args)
     with exclusive(to_switch), evaluation_mode(to_switch, warner), torch.autocast(forward.device_type, enabled=False):
         tail = Tail(site, forward, modules, output_tensor, warner)
         features = tail.features
-        read = Output(output, target, len(features))
+        read = Output(output, target, len(features), warner)
         yield NoisyLayer(
             features,
             resolve_channel_dim(features, None, statistics.channel_dim, layer, tail.modules_before, site.name),
@@ -128,5 +126,4 @@ def noisy_layer(
             tail,
             statistics.reference(features.to(work_dtype(features)), site.name),
             read,
-            max_examples_per_batch or default_rows(inputs if isinstance(inputs, Tensor) else inputs[0]),
         )

@@ -41,18 +41,19 @@ class Output:
             applied to the output.
         target: in one of Captum's forms.
         n_examples (int): number of examples that the target is for.
+        warner (Warner, optional): remembers the warnings given. Default: None, one of its own.
 
     Raises:
         InvalidArgumentError: an unknown output.
         TargetError: the target has none of Captum's forms.
     """
 
-    def __init__(self, output: OutputType, target: TargetType, n_examples: int) -> None:
+    def __init__(self, output: OutputType, target: TargetType, n_examples: int, warner: Warner | None = None) -> None:
         if not callable(output) and output not in ("prob", "logit"):
             raise InvalidArgumentError(f"output={output!r}; wanted 'prob', 'logit' or a callable.")
         _assert_form(target, n_examples)
         self._output, self._target = output, target
-        self._warner = Warner()
+        self._warner = Warner() if warner is None else warner
 
     def __call__(self, raw: Any, rows: Tensor) -> Row:
         """Read the rows of an output; ``rows`` says which example each belongs to."""

@@ -19,11 +19,11 @@ from captum_iba._warn import Warner
 from captum_iba.attr._model import evaluation_mode, find_modules
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
 from captum_iba.metrics._output import Output, OutputType, Row
+from captum_iba.metrics._rows import RowLimit, default_rows, rows_of_arguments
 from captum_iba.metrics._units import Tensors, as_tuple
 
-# About four photos of 224 pixels at once: more fall out of a CPU's caches (convolutions then take up to three times as
-# long per row), while small inputs need more rows to make up for each call. A GPU wants work for all its units.
-_CPU_ELEMENTS, _CPU_ROWS, _GPU_ROWS = 4 * 3 * 224 * 224, (4, 64), 128
+__all__ = ["Removal", "Rows", "as_inputs", "default_rows"]
+
 _LOOKAHEAD = 1024
 
 
@@ -47,20 +47,6 @@ def as_inputs(inputs: Tensors) -> tuple[Tensor, ...]:
     if not tensors:
         raise InvalidArgumentError("inputs is empty; wanted a tensor, or a tuple of at least one.")
     return tuple(tensor.detach() for tensor in tensors)
-
-
-def default_rows(inputs: Tensor) -> int:
-    """Rows in one forward pass where the user names no number.
-
-    Examples::
-
-        >>> default_rows(torch.zeros(1, 3, 224, 224)), default_rows(torch.zeros(1, 1, 64, 64))
-        (4, 64)
-    """
-    if inputs.device.type != "cpu":
-        return _GPU_ROWS
-    fewest, most = _CPU_ROWS
-    return min(most, max(fewest, _CPU_ELEMENTS // max(1, inputs[0].numel())))
 
 
 class Rows:
@@ -88,20 +74,12 @@ class Rows:
     ) -> None:
         if not callable(forward_func):
             raise InvalidTypeError(f"forward_func is a {type(forward_func).__name__}; wanted a module or a function.")
-        if max_examples_per_batch is not None and (
-            isinstance(max_examples_per_batch, bool)
-            or not isinstance(max_examples_per_batch, int)
-            or max_examples_per_batch < 1
-        ):
-            raise InvalidArgumentError(
-                f"max_examples_per_batch={max_examples_per_batch!r}; wanted an integer of at least 1, or None."
-            )
+        self._warner = Warner()
+        self._limit = RowLimit(max_examples_per_batch, inputs[0], self._warner)
         self._forward_func, self.inputs = forward_func, inputs
         self._additional = _format_additional_forward_args(additional_forward_args)
-        self._read = Output(output, target, self.n_examples)
-        self._most = max_examples_per_batch or default_rows(inputs[0])
+        self._read = Output(output, target, self.n_examples, self._warner)
         self._progress = progress
-        self._warner = Warner()
 
     @property
     def n_examples(self) -> int:
@@ -172,43 +150,27 @@ class Rows:
         return self._call(tuple(cut(x) for x in self.inputs_of(rows)), additional or None, rows)
 
     def _collect(self, examples: Tensor, forward: Callable[[Tensor], Row]) -> Row:
-        jobs, pieces, start = torch.arange(len(examples), device=examples.device), [], 0
-        too_many = None
+        jobs, pieces = torch.arange(len(examples), device=examples.device), list[Row]()
         bar = tqdm(total=len(examples), desc=self._progress, disable=self._progress is None, unit="row")
         modules = find_modules(self._forward_func)
+
+        def first(rows: int) -> Row:
+            return forward(jobs[:rows])
+
         with torch.no_grad(), evaluation_mode(modules, self._warner), bar:
-            while start < len(examples):
-                part = jobs[start : start + self._most]
-                try:
-                    pieces.append(forward(part))
-                except torch.OutOfMemoryError:
-                    if len(part) == 1:  # nothing is left to halve
-                        raise
-                    too_many = too_many or len(part)
-                    self._most = len(part) // 2
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()
-                    continue
-                start += len(part)
-                bar.update(len(part))
-        if too_many:
-            self._warner.once(
-                "memory",
-                f"{too_many} rows at once did not fit into memory, {self._most} did. Pass max_examples_per_batch="
-                f"{self._most} to start with it.",
-            )
+            while len(jobs):
+                pieces.append(self._limit.attempt(first, len(jobs)))
+                done = len(pieces[-1].value)
+                jobs = jobs[done:]
+                bar.update(done)
+        self._limit.report()
         return _joined(pieces)
 
     def _call(self, inputs: tuple[Tensor, ...], additional: Any, rows: Tensor) -> Row:
         return self._read(_run_forward(self._forward_func, inputs, None, additional), rows)
 
     def _additional_of(self, rows: Tensor) -> tuple[Any, ...] | None:
-        if self._additional is None:
-            return None
-        return tuple(
-            a[rows] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == self.n_examples else a
-            for a in self._additional
-        )
+        return rows_of_arguments(self._additional, rows, self.n_examples)
 
 
 def _joined(pieces: list[Row]) -> Row:

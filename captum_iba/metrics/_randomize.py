@@ -153,12 +153,12 @@ def _needs_nothing(function: Callable[..., object]) -> bool:
 def _draw_normal(parameter: Tensor) -> None:
     """Normal values with the parameter's own mean and deviation; a constant one stays."""
     values = parameter.double()
-    noise = torch.randn(parameter.shape, dtype=torch.float64)
+    noise = torch.randn(parameter.shape, dtype=torch.float64, device="cpu")
     parameter.copy_(values.mean() + values.std(correction=0) * noise.to(parameter.device))
 
 
 def _permute(parameter: Tensor) -> None:
-    order = torch.randperm(parameter.numel()).to(parameter.device)
+    order = torch.randperm(parameter.numel(), device="cpu").to(parameter.device)
     parameter.copy_(parameter.flatten()[order].view(parameter.shape))
 
 

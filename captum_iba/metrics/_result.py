@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from captum_iba._warn import Warner
@@ -79,16 +78,3 @@ def as_seed(seed: object) -> int:
     if not isinstance(seed, int):
         raise InvalidArgumentError(f"seed={seed!r}; wanted an integer.")
     return seed % 2**63
-
-
-def assert_finite_maps(attributions: Tensor) -> None:
-    """Refuse maps with NaN or infinity.
-
-    Raises:
-        InvalidArgumentError: there is one.
-    """
-    if not torch.isfinite(attributions).all():
-        rows = (~torch.isfinite(attributions)).flatten(1).any(dim=1).nonzero().flatten().tolist()
-        raise InvalidArgumentError(
-            f"attributions contain NaN or infinity for examples {rows[:10]}. Look at the method that made them."
-        )

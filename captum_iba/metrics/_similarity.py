@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+from captum_iba.metrics._maps import resized
 from captum_iba.metrics._ssim import normalize_maps, ssim
 
 SimilarityFunc: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -83,9 +83,7 @@ def comparable_maps(attributions: object, inputs: Sequence[Tensor]) -> Tensor:
     size = next((tensor.shape[2:] for tensor in inputs if tensor.ndim == 4), None)
     if maps.ndim == 2 or size is None or maps.shape[1:] == size:
         return maps
-    resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    # rounding must not take a constant map out of its range, since SSIM would stretch the rest to a pattern
-    return resized.clamp(maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True))
+    return resized(maps[:, None], tuple(size))[:, 0]
 
 
 def _centred_ranks(values: Tensor) -> Tensor:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+from captum_iba.metrics._maps import assert_finite_maps, resized
 
 Tensors: TypeAlias = Tensor | tuple[Tensor, ...]
 
 IMAGE_TILE = 14
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,12 @@ class Units:
     """Which unit each position belongs to, and what an attribution gives each unit.
 
     Attributes:
-        index (tuple[Tensor, ...]): for each input int64, broadcastable to it, first axis 1 or N: a unit's number, -1
-            where nothing is ever removed.
+        index (tuple[Tensor, ...]): for each input int64, broadcastable to it, first axis 1 or N: a unit's number in
+            its example, counted from 0 without gaps, so that it does not depend on the other examples; -1 where
+            nothing is ever removed.
         sums (Tensor): (N, K), float64, attribution of each unit.
         means (Tensor): (N, K), float64, its mean over the unit, by which units rank, as they may differ in size.
-        removable (Tensor): bool, (N, K): the unit occurs in the example.
+        removable (Tensor): bool, (N, K): the example has so many units; K is the most that any has.
     """
 
     index: tuple[Tensor, ...]
@@ -90,11 +90,7 @@ def as_tuple(value: Any, name: str) -> tuple[Tensor, ...]:
 
 def _fitted(attribution: Tensor, inputs: Tensor, number: int) -> Tensor:
     """An attribution with as many axes as its input, resized to it; channels may be one or all."""
-    if not torch.isfinite(attribution).all():
-        rows = (~torch.isfinite(attribution)).flatten(1).any(dim=1).nonzero().flatten().tolist()
-        raise NonFiniteError(
-            f"attributions contain NaN or infinity for examples {rows[:10]}. Look at the method that made them."
-        )
+    assert_finite_maps(attribution)
     values = attribution.to(inputs.device).double()
     if inputs.ndim >= 4 and values.ndim == inputs.ndim - 1 and values.shape[0] == inputs.shape[0]:
         values = values.unsqueeze(1)  # a map without axis for the channels
@@ -105,18 +101,10 @@ def _fitted(attribution: Tensor, inputs: Tensor, number: int) -> Tensor:
     if values.ndim != inputs.ndim or values.shape[0] != inputs.shape[0]:
         raise _misfit(attribution, inputs, number)
     if inputs.ndim >= 4 and values.shape[2:] != inputs.shape[2:]:
-        lowest = values.flatten(2).amin(dim=2).view(*values.shape[:2], *[1] * (values.ndim - 2))  # constants stay so
-        higher = F.interpolate(values - lowest, tuple(inputs.shape[2:]), mode=_mode(inputs), align_corners=False)
-        values = lowest + higher
+        values = resized(values, tuple(inputs.shape[2:]))
     if any(have not in (1, want) for have, want in zip(values.shape[1:], inputs.shape[1:], strict=True)):
         raise _misfit(attribution, inputs, number)
     return values
-
-
-def _mode(inputs: Tensor) -> str:
-    if inputs.ndim - 2 not in _MODES:
-        raise InvalidArgumentError(f"inputs of shape {list(inputs.shape)} have more than three spatial axes.")
-    return _MODES[inputs.ndim - 2]
 
 
 def _misfit(attribution: Tensor, inputs: Tensor, number: int) -> InvalidArgumentError:
@@ -162,7 +150,7 @@ def _unit_axes(inputs: Tensor, attribution: Tensor) -> tuple[int, ...]:
 
 
 def _given(inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Numbers of a user's feature_mask, made consecutive over all inputs."""
+    """Numbers of a user's feature_mask, made consecutive over all inputs of each example."""
     if len(masks) != len(inputs):
         raise InvalidArgumentError(f"feature_mask holds {len(masks)} tensors for {len(inputs)} inputs; wanted as many.")
     for mask, x in zip(masks, inputs, strict=True):
@@ -171,12 +159,17 @@ def _given(inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> tuple[Tenso
                 f"feature_mask of shape {list(mask.shape)} and type {mask.dtype} does not fit inputs of shape "
                 f"{list(x.shape)}; wanted integers with as many axes, each of the input's size or 1."
             )
-    present = torch.cat([mask.flatten().cpu() for mask in masks]).tolist()
-    known = torch.tensor(sorted({number for number in present if number >= 0}), dtype=torch.long)
-    return tuple(
-        torch.where(mask < 0, -1, torch.searchsorted(known.to(mask), mask.contiguous())).to(x.device)
-        for mask, x in zip(masks, inputs, strict=True)
-    )
+    rows = max(mask.shape[0] for mask in masks)
+    spread = [mask.to("cpu", torch.long).expand(rows, *mask.shape[1:]) for mask in masks]
+    by_input = zip(*(_consecutive([mask[row] for mask in spread]) for row in range(rows)), strict=True)
+    return tuple(torch.stack(parts).to(x.device) for parts, x in zip(by_input, inputs, strict=True))
+
+
+def _consecutive(masks: Sequence[Tensor]) -> list[Tensor]:
+    """One example's numbers, in the same order, without gaps; -1 for all negative ones."""
+    known = torch.unique(torch.cat([mask.flatten() for mask in masks]))
+    known = known[known >= 0]
+    return [torch.where(mask < 0, -1, torch.searchsorted(known, mask.contiguous())) for mask in masks]
 
 
 def _broadcasts(mask: Tensor, inputs: Tensor) -> bool:
@@ -198,11 +191,13 @@ def _sums(maps: tuple[Tensor, ...], numbers: Sequence[Tensor]) -> tuple[Tensor, 
     sums = total([values for values, _, _ in spread])
     sizes = total([torch.full_like(values, size) for values, _, size in spread])
     filled = sizes.clamp_min(1)
-    if bool((sizes == sizes[0, 0]).all()):
+    equal = ((sizes == sizes.amax(dim=1, keepdim=True)) | (sizes == 0)).all(dim=1, keepdim=True)
+    if bool(equal.all()):
         return sums, sums / filled, sizes > 0
     # summed from the lowest value on, so that rounding does not tell units of a constant map by their sizes
     lowest = torch.stack([values.amin(dim=1) / size for values, _, size in spread]).amin(dim=0)[:, None]
-    return sums, lowest + total([values - size * lowest for values, _, size in spread]) / filled, sizes > 0
+    means = lowest + total([values - size * lowest for values, _, size in spread]) / filled
+    return sums, torch.where(equal, sums / filled, means), sizes > 0
 
 
 def _spread(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._accumulate import Accumulator
-from captum_iba.metrics._result import MetricResult, assert_defined, assert_finite_maps
+from captum_iba.metrics._maps import assert_finite_maps, resized
+from captum_iba.metrics._result import MetricResult, assert_defined
 
 _EMPTY = "the mask is empty"
 
@@ -22,8 +22,7 @@ class BoundingBoxResult(MetricResult):
 
     Attributes:
         per_sample (Tensor): (N,), share of the n highest pixels that lie inside the mask of n pixels.
-        mass_ratio (Tensor): (N,), share of the positive attribution inside the mask; NaN without any. A few extreme
-            pixels decide it, so the paper prefers the ratio above.
+        mass_ratio (Tensor): (N,), share of the positive attribution that lies inside the mask; NaN without any.
         pointing_game (Tensor): (N,), probability that a highest pixel lies inside.
         effective_heat_ratio (Tensor): (N,), mean over thresholds of the share, among the pixels above a quantile of
             the heat, of the heat inside (InputIBA's EHR).
@@ -48,20 +47,38 @@ def boxes_to_mask(boxes: Tensor | Sequence[Sequence[float]], size: tuple[int, in
         Tensor: bool, (H, W).
 
     Raises:
-        InvalidArgumentError: not four numbers a box, or an end before its start.
+        InvalidArgumentError: not four finite numbers a box, or an end before its start.
 
     Examples::
 
         >>> boxes_to_mask([[0, 0, 2, 1]], (2, 3)).int().tolist()
         [[1, 1, 0], [0, 0, 0]]
     """
-    mask = torch.zeros(size, dtype=torch.bool)
-    edges = torch.as_tensor(boxes).reshape(-1, 4) if len(boxes) else torch.zeros(0, 4)
-    for index, (x0, y0, x1, y1) in enumerate(edges.round().long().tolist()):
+    mask = torch.zeros(size, dtype=torch.bool, device="cpu")
+    for index, (x0, y0, x1, y1) in enumerate(_edges(boxes).round().tolist()):
         if x1 < x0 or y1 < y0:
             raise InvalidArgumentError(f"boxes[{index}] = {[x0, y0, x1, y1]} ends before it starts.")
-        mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+        mask[_within(y0, y1, size[0]), _within(x0, x1, size[1])] = True
     return mask
+
+
+def _edges(boxes: object) -> Tensor:
+    """The boxes as numbers, (n, 4)."""
+    try:
+        edges = torch.as_tensor(boxes, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(f"boxes={boxes!r}; wanted four numbers a box, (n, 4).") from error
+    if edges.ndim in (1, 2) and len(edges) == 0:
+        return edges.view(0, 4)
+    if edges.ndim != 2 or edges.shape[1] != 4:
+        raise InvalidArgumentError(f"boxes has shape {list(edges.shape)}; wanted four numbers a box, (n, 4).")
+    if not torch.isfinite(edges).all():
+        raise InvalidArgumentError(f"boxes={edges.tolist()} contains NaN or infinity.")
+    return edges
+
+
+def _within(start: float, end: float, size: int) -> slice:
+    return slice(*(int(min(max(edge, 0), size)) for edge in (start, end)))
 
 
 def bounding_box_ratio(attributions: Tensor, masks: Tensor) -> BoundingBoxResult:
@@ -70,16 +87,22 @@ def bounding_box_ratio(attributions: Tensor, masks: Tensor) -> BoundingBoxResult
     Ties are counted by their expected value under random order, so that a constant map scores the boxes' share of the
     image rather than what the memory layout makes of it.
 
+    The result's ``mass_ratio`` counts positive attribution only: negative values speak against the class, and with
+    them the shares inside and outside could cancel out and leave the range from 0 to 1. A few extreme pixels decide
+    it, so the paper prefers the ratio.
+
     Args:
         attributions (Tensor): (N, C, h, w), channels being summed; (N, h, w); or (N, T) for tokens. Maps of another
             size than the masks are resized bilinearly.
-        masks (Tensor): (N, H, W) or (N, 1, H, W), or (N, T); nonzero inside.
+        masks (Tensor): (N, H, W) or (N, 1, H, W), or (N, T); nonzero inside. They are moved to the attributions'
+            device, on which the result lies too.
 
     Returns:
         BoundingBoxResult: values for each example; NaN, with a warning, where a mask is empty.
 
     Raises:
-        InvalidArgumentError: shapes that do not fit, NaN in the maps, or no mask that is not empty.
+        InvalidArgumentError: shapes that do not fit, or no mask that is not empty.
+        NonFiniteError: NaN or infinity in the maps.
 
     Reference:
         Schulz et al. 2020, section 4.4.
@@ -93,16 +116,15 @@ def bounding_box_ratio(attributions: Tensor, masks: Tensor) -> BoundingBoxResult
         0.25
     """
     _assert_tensors(attributions=attributions, masks=masks)
-    masks = _as_masks(masks)
+    masks = _as_masks(masks).to(attributions.device)
     maps = _as_maps(attributions, masks)
     values, inside = maps.flatten(1).double(), masks.flatten(1)
     n = inside.sum(dim=1)
-    nothing = torch.full((len(n),), float("nan"), dtype=torch.float64)
-    ratio = torch.where(n > 0, _top_share(values, inside, n.clamp_min(1)), nothing)
-    pointing = torch.where(n > 0, _top_share(values, inside, torch.ones_like(n)), nothing)
+    ratio = torch.where(n > 0, _top_share(values, inside, n.clamp_min(1)), float("nan"))
+    pointing = torch.where(n > 0, _top_share(values, inside, torch.ones_like(n)), float("nan"))
     heat = values.clamp_min(0)
     total = heat.sum(dim=1)
-    mass = torch.where((n > 0) & (total > 0), (heat * inside).sum(dim=1) / total.clamp_min(1e-300), nothing)
+    mass = torch.where((n > 0) & (total > 0), (heat * inside).sum(dim=1) / total.clamp_min(1e-300), float("nan"))
     effective = torch.stack([_effective_heat(h, m) for h, m in zip(heat, inside, strict=True)])
     result = BoundingBoxResult(ratio, mass, pointing, effective, inside.double().mean(dim=1))
     assert_defined(result, "bounding_box_ratio", _EMPTY)
@@ -125,7 +147,7 @@ def _as_masks(masks: Tensor) -> Tensor:
 
 def _as_maps(attributions: Tensor, masks: Tensor) -> Tensor:
     """One map an example, of the masks' size."""
-    maps = attributions.detach().to(masks.device)
+    maps = attributions.detach()
     assert_finite_maps(maps)
     if maps.ndim == 4:
         maps = maps.sum(dim=1)
@@ -137,10 +159,7 @@ def _as_maps(attributions: Tensor, masks: Tensor) -> Tensor:
         )
     if maps.shape == masks.shape:
         return maps
-    size = (masks.shape[1], masks.shape[2])
-    lowest = maps.double().amin(dim=(1, 2), keepdim=True)  # constants stay so
-    higher = F.interpolate((maps - lowest)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return lowest + higher
+    return resized(maps.double()[:, None], (masks.shape[1], masks.shape[2]))[:, 0]
 
 
 def _top_share(values: Tensor, inside: Tensor, n: Tensor) -> Tensor:
@@ -155,11 +174,11 @@ def _top_share(values: Tensor, inside: Tensor, n: Tensor) -> Tensor:
 def _effective_heat(heat: Tensor, inside: Tensor) -> Tensor:
     """Zhang et al. 2021: heat scaled to one and cut at 0.1; mean over quantiles of heat inside by pixels above."""
     if not inside.any() or not heat.any():
-        return torch.tensor(float("nan"), dtype=torch.float64)
+        return heat.new_tensor(float("nan"))
     heat = heat / heat.max()
     heat = torch.where(heat < 0.1, torch.zeros_like(heat), heat)
     remaining = heat[heat > 0]
-    quantiles = torch.linspace(0, 1, 11, dtype=torch.float64)
+    quantiles = torch.linspace(0, 1, 11, dtype=torch.float64, device=heat.device)
     thresholds = torch.quantile(remaining, quantiles).clamp_max(0.99 * float(heat.max()))
     ratios = torch.stack([(heat * inside)[heat > t].sum() / (heat > t).sum() for t in thresholds])
     return torch.trapezoid(ratios, quantiles)

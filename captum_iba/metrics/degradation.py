@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from captum_iba.metrics._curves import (
     prepare,
     removal_curves,
 )
+from captum_iba.metrics._options import bound_options
 from captum_iba.metrics._output import OutputType
 from captum_iba.metrics._result import MetricResult, assert_defined
 from captum_iba.metrics._units import Tensors
@@ -39,7 +39,7 @@ class DegradationResult(MetricResult):
 
     Attributes:
         per_sample (Tensor): (N,), ``area / (t1 - b)``: higher is better, a random map scores 0 on average; NaN where
-            nothing can be removed, or where t1 is not above b.
+            fewer than two units can be removed, since all orders are then the same, or where t1 is not above b.
         area (Tensor): (N,), area between the example's curves, least minus most relevant first, in the output's unit.
         fractions (Tensor): (N, P), share of the removable units that is removed.
         morf, lerf (Tensor): (N, P), the target's value with the most (least) relevant units removed first.
@@ -67,12 +67,12 @@ class DegradationResult(MetricResult):
 
     @property
     def morf_curve(self) -> Tensor:
-        """(P,), mean of the scaled value s(x) over the examples with units to remove, most relevant first."""
+        """(P,), mean of the scaled value s(x) over the examples with two units or more, most relevant first."""
         return self.scaled(self.morf)[~self.area.isnan()].mean(dim=0)
 
     @property
     def lerf_curve(self) -> Tensor:
-        """(P,), mean of the scaled value s(x) over the examples with units to remove, least relevant first."""
+        """(P,), mean of the scaled value s(x) over the examples with two units or more, least relevant first."""
         return self.scaled(self.lerf)[~self.area.isnan()].mean(dim=0)
 
     @property
@@ -114,7 +114,7 @@ def degradation(
     the score is :math:`\int s(\mathrm{LeRF}) - s(\mathrm{MoRF})` over the removed share, by the trapezoid rule.
 
     Units of equal score are removed in random order, the same for both curves, which gives the expected value over
-    ties: a constant map scores exactly 0.
+    ties: a constant map scores exactly 0. An example with fewer than two units has no score.
 
     Args:
         forward_func (Callable): the model; returns logits (N, classes).
@@ -125,9 +125,9 @@ def degradation(
         baselines (str, float, Tensor, tuple or Callable, optional): what replaces a removed unit: ``"mean"``, each
             image's own colour; ``"zero"``; ``"blur"``, a Gaussian of 15 pixels at a side of 224; a number, such as
             the mask token's id; a tensor that broadcasts; ``baselines(inputs)``. Default: ``"mean"``, the paper's.
-        feature_mask (Tensor or tuple[Tensor, ...], optional): units as integers, as in Captum's FeatureAblation;
-            negative numbers mark what is never removed, such as special tokens and padding. Default: None, square
-            tiles.
+        feature_mask (Tensor or tuple[Tensor, ...], optional): units as integers, as in Captum's FeatureAblation, with
+            one row for all examples or one for each; negative numbers mark what is never removed, such as special
+            tokens and padding. Default: None, square tiles.
         additional_forward_args (Any, optional): as in Captum. Default: None.
         target (int, tuple, Tensor or list, optional): as in Captum. Default: None.
         tile_size (int, optional): side of a tile; what remains at the border belongs to the last tile. Units rank
@@ -145,9 +145,9 @@ def degradation(
             gets shorter; arguments with one entry a token, such as the attention mask, are cut alike.
             Default: ``"replace"``, which keeps positions.
         n_tie_draws (int, optional): average over this many random orders of equal scores. Default: 1.
-        max_examples_per_batch (int, optional): most rows in one forward pass. Out of memory it is halved, with a
-            warning. Default: None: on the CPU
-            four photos of 224 pixels, or as much of other inputs, up to 64; on a GPU 128.
+        max_examples_per_batch (int, optional): most rows in one forward pass; halved, with a warning, where memory
+            does not suffice. Default: None: 128 on a GPU; on the CPU as many as make up four photos of 224 pixels,
+            between 4 and 64.
         seed (int, optional): of the order of equal scores. Default: 0.
         show_progress (bool, optional): show a progress bar. Default: False.
 
@@ -155,7 +155,7 @@ def degradation(
         DegradationResult: scores, curves and their scaling.
 
     Raises:
-        InvalidArgumentError: an argument out of range, or shapes that do not fit.
+        InvalidArgumentError: an argument out of range, shapes that do not fit, or no example with a score.
         NonFiniteError: NaN or infinity in attributions, baselines or output.
         TargetError, TargetIndexError: the target does not select one value per example.
 
@@ -188,7 +188,7 @@ def degradation(
     )
     curves = removal_curves(remover, units, ("morf", "lerf"), n_steps, points, n_tie_draws, seed)
     area = integral(curves.values["lerf"] - curves.values["morf"], curves.fractions, points)
-    area = torch.where(units.count > 0, area, float("nan"))
+    area = torch.where(units.count > 1, area, float("nan"))
     raw = DegradationResult(
         per_sample=area,
         area=area,
@@ -201,11 +201,11 @@ def degradation(
         fully_degraded=curves.full,
         normalizer=(1.0, 0.0),
     )
-    assert_defined(raw, Degradation.name, _NOTHING)
+    assert_defined(raw, Degradation.name, _TOO_FEW)
     return _normalized(raw, normalizer)
 
 
-_NOTHING = "there is no unit that may be removed"
+_TOO_FEW = "fewer than two units may be removed"
 
 
 def _is_finite(number: object) -> bool:
@@ -237,10 +237,10 @@ class Degradation(Accumulator[DegradationResult]):
 
     Args:
         forward_func (Callable): the model.
-        **options (Any): the keyword-only arguments of :func:`degradation`, and ``baselines``.
+        **options (Any): ``baselines`` and the keyword-only arguments of :func:`degradation`.
 
     Raises:
-        TypeError: an option that the function does not have.
+        InvalidTypeError: an option that the function does not have, or that belongs to :meth:`evaluate`.
 
     Examples::
 
@@ -255,8 +255,7 @@ class Degradation(Accumulator[DegradationResult]):
     higher_is_better = True
 
     def __init__(self, forward_func: Callable[..., Any], **options: Any) -> None:
-        super().__init__()
-        inspect.signature(degradation).bind(forward_func, None, None, **options)
+        super().__init__(bound_options(degradation, type(self).evaluate, {"forward_func": forward_func}, options))
         self.forward_func = forward_func
         self._options = options
 
@@ -292,7 +291,7 @@ class Degradation(Accumulator[DegradationResult]):
         curves = {name: torch.cat([_on_grid(r, name, most) for r in results]) for name in _CURVES}
         single = {name: torch.cat([getattr(r, name) for r in results]) for name in ("area", "top1", "fully_degraded")}
         merged = DegradationResult(per_sample=single["area"], normalizer=(1.0, 0.0), **single, **curves)
-        assert_defined(merged, self.name, _NOTHING)
+        assert_defined(merged, self.name, _TOO_FEW)
         summary = _normalized(merged, self._options.get("normalizer"))
         if summary.n_valid == 0:
             t1, b = summary.normalizer

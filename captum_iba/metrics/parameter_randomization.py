@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,9 @@ from captum_iba.attr._model import device_of, evaluation_mode
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._cascade import ORIGINAL, AttributeFunc, Cascade, Inputs
+from captum_iba.metrics._options import bound_options
 from captum_iba.metrics._randomize import Method, Randomizer, preserved
-from captum_iba.metrics._result import MetricResult
+from captum_iba.metrics._result import MetricResult, UndefinedResultError
 from captum_iba.metrics._similarity import Similarity, resolve_similarity
 from captum_iba.metrics._stages import Stage
 
@@ -121,13 +121,14 @@ def parameter_randomization(
 
     Returns:
         ParameterRandomizationResult: similarities for each example and stage. Where ``attribute_func`` fails on a
-        randomised model or returns NaN, they are NaN, with one warning and the reason in ``failures``.
+        randomised model, with whatever exception but lack of memory, or returns NaN, they are NaN, with one warning
+        and the reason in ``failures``.
 
     Raises:
         InvalidTypeError: an argument, or what a function returned, is of the wrong type.
-        InvalidArgumentError: an argument out of range, an unknown stage, maps of a wrong shape or with NaN on the
-            trained model, or no value for any example.
-        NonFiniteError: the model's output is NaN or infinite, before or after a stage.
+        InvalidArgumentError: an argument out of range, an unknown stage, maps of a wrong shape, or no value for any
+            example.
+        NonFiniteError: the model's output is NaN or infinite, before or after a stage, or a map on the trained model.
 
     Reference:
         Adebayo et al. 2018, Sanity Checks for Saliency Maps; Schulz et al. 2020, sections 4.3 and G.3.
@@ -161,25 +162,27 @@ def parameter_randomization(
 
 def _result(cascade: Cascade, plan: Sequence[Stage]) -> ParameterRandomizationResult:
     similarities = torch.stack(cascade.columns, dim=1)
-    result = ParameterRandomizationResult(
-        similarities[:, 1:].nanmean(dim=1),
-        similarities,
-        (ORIGINAL, *(stage.name for stage in plan)),
-        cascade.reference,
-        cascade.failures,
+    return _reported(
+        ParameterRandomizationResult(
+            similarities[:, 1:].nanmean(dim=1),
+            similarities,
+            (ORIGINAL, *(stage.name for stage in plan)),
+            cascade.reference,
+            cascade.failures,
+        )
     )
-    if result.failures:
-        _report(result)
-    return result
 
 
-def _report(result: ParameterRandomizationResult) -> None:
-    """Warn of missing values, refuse where no example has any."""
+def _reported(result: ParameterRandomizationResult) -> ParameterRandomizationResult:
+    """The result; warns of missing values, refuses where no example has any."""
+    if not result.failures:
+        return result
     stage, reason = next(iter(result.failures.items()))
     first = f"the first at stage {stage!r}: {reason}"
     if result.n_valid == 0:
-        raise InvalidArgumentError(
-            f"parameter_randomization is undefined for all {len(result.per_sample)} examples at all stages, {first}."
+        raise UndefinedResultError(
+            f"parameter_randomization is undefined for all {len(result.per_sample)} examples at all stages, {first}.",
+            result,
         )
     missing = result.similarities.isnan()
     Warner().once(
@@ -187,6 +190,7 @@ def _report(result: ParameterRandomizationResult) -> None:
         f"parameter_randomization has no value for {int(missing.sum())} of {missing.numel()} pairs of example and "
         f"stage, {first}. They are left out of the means; the result's failures tell more.",
     )
+    return result
 
 
 def _assert_arguments(model: nn.Module, method: str, seed: int, recalibration_data: Iterable[Any] | None) -> None:
@@ -214,7 +218,7 @@ class ParameterRandomization(Accumulator[ParameterRandomizationResult]):
         options: its keyword arguments from ``stages`` on.
 
     Raises:
-        TypeError: an option that the function does not have.
+        InvalidTypeError: an option that the function does not have, or that belongs to :meth:`evaluate`.
 
     Examples::
 
@@ -232,13 +236,15 @@ class ParameterRandomization(Accumulator[ParameterRandomizationResult]):
     higher_is_better = False
 
     def __init__(self, model: nn.Module, attribute_func: AttributeFunc, **options: Any) -> None:
-        super().__init__()
-        inspect.signature(parameter_randomization).bind(model, attribute_func, None, None, **options)
+        fixed = {"model": model, "attribute_func": attribute_func}
+        super().__init__(bound_options(parameter_randomization, type(self).evaluate, fixed, options))
         self.model, self.attribute_func, self.options = model, attribute_func, options
 
     def evaluate(self, inputs: Inputs, target: Any = None) -> ParameterRandomizationResult:
         """:func:`parameter_randomization` of a batch, which :meth:`summary` will include."""
-        return self._add(parameter_randomization(self.model, self.attribute_func, inputs, target, **self.options))
+        return self._add_defined(
+            lambda: parameter_randomization(self.model, self.attribute_func, inputs, target, **self.options)
+        )
 
     def summary(self) -> ParameterRandomizationResult:
         """All examples since the start or the last :meth:`reset`, in order; of failures, each stage's first.
@@ -246,22 +252,23 @@ class ParameterRandomization(Accumulator[ParameterRandomizationResult]):
         The reference is None where one of the batches has none.
 
         Raises:
-            InvalidArgumentError: nothing was evaluated, or objects with different stages were merged.
+            InvalidArgumentError: nothing was evaluated, the batches' models have different stages, or no example has a
+                value.
         """
         results = self._all()
         stages = results[0].stages
         other = next((result.stages for result in results if result.stages != stages), None)
         if other is not None:
             raise InvalidArgumentError(
-                f"Results with stages {other} cannot be summarised with stages {stages}. Merge objects of one model "
-                "and one choice of stages."
+                f"Results with stages {other} cannot be summarised with stages {stages}. Merge objects of one model."
             )
         references = [result.reference for result in results if result.reference is not None]
         failures = {stage: reason for result in reversed(results) for stage, reason in result.failures.items()}
-        return ParameterRandomizationResult(
+        summary = ParameterRandomizationResult(
             torch.cat([result.per_sample for result in results]),
             torch.cat([result.similarities for result in results]),
             stages,
             torch.cat(references) if len(references) == len(results) else None,
             failures,
         )
+        return _reported(summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ from captum_iba._captum import (
     _format_additional_forward_args,
     _format_tensor_into_tuples,
 )
-from captum_iba.errors import InvalidArgumentError
-from captum_iba.metrics._result import MetricResult
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+from captum_iba.metrics._result import MetricResult, as_seed
 from captum_iba.metrics._similarity import spearman
 from captum_iba.metrics._units import Tensors
 
@@ -68,6 +69,7 @@ def seed_uncertainty(
         SeedUncertaintyResult: mean and standard error of each position, and how stable the ranking is.
 
     Raises:
+        InvalidTypeError: ``method`` attributes nothing or takes no seed, or its attributions are no tensor.
         InvalidArgumentError: fewer than two seeds.
         CaptumIBAError: as :meth:`LayerIBA.attribute`.
 
@@ -81,6 +83,8 @@ def seed_uncertainty(
         >>> result.maps.shape, result.mean_map.shape
         (torch.Size([3, 2, 1, 8, 8]), torch.Size([2, 1, 8, 8]))
     """
+    _assert_takes_seeds(method)
+    as_seed(seed)
     if type(n_seeds) is not int or n_seeds < 2:
         raise InvalidArgumentError(f"n_seeds={n_seeds!r}; wanted an integer of at least 2.")
     tensors = _format_tensor_into_tuples(inputs)
@@ -94,6 +98,11 @@ def seed_uncertainty(
         seed=[seed + k for k in range(n_seeds)],
         **kwargs,
     )
+    if not isinstance(maps, Tensor):
+        raise InvalidTypeError(
+            f"{type(method).__name__}.attribute returned a {type(maps).__name__}; wanted a tensor. Leave out "
+            "return_diagnostics."
+        )
     maps = maps.view(n_seeds, -1, *maps.shape[1:])
     pairs = [spearman(maps[a], maps[b]) for a, b in combinations(range(n_seeds), 2)]
     return SeedUncertaintyResult(
@@ -102,3 +111,13 @@ def seed_uncertainty(
         mean_map=maps.mean(dim=0),
         stderr_map=maps.std(dim=0) / n_seeds**0.5,
     )
+
+
+def _assert_takes_seeds(method: object) -> None:
+    attribute = getattr(method, "attribute", None)
+    parameters = inspect.signature(attribute).parameters.values() if callable(attribute) else ()
+    if not any(p.name == "seed" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        raise InvalidTypeError(
+            f"method is a {type(method).__name__}; wanted a LayerIBA, or another attribution method whose attribute() "
+            "takes seed=[...]."
+        )

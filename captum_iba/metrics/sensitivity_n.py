@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -14,6 +14,7 @@ from captum_iba._captum import TargetType
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics._accumulate import Accumulator
 from captum_iba.metrics._baselines import Baselines, make_baselines
+from captum_iba.metrics._options import bound_options
 from captum_iba.metrics._output import OutputType
 from captum_iba.metrics._perturb import Removal, Rows, as_inputs
 from captum_iba.metrics._result import MetricResult, as_seed, assert_defined
@@ -91,8 +92,8 @@ def log_spaced(n_units: int) -> list[int]:
         >>> log_spaced(784)
         [1, 2, 4, 6, 9, 13, 20, 31, 48, 73, 113, 173, 266, 408, 627]
     """
-    last = torch.tensor(max(1.0, _LARGEST_SHARE * n_units), dtype=torch.float64).log()
-    spaced = torch.linspace(0, float(last), _POINTS, dtype=torch.float64).exp().round().long()
+    last = math.log(max(1.0, _LARGEST_SHARE * n_units))
+    spaced = torch.linspace(0, last, _POINTS, dtype=torch.float64, device="cpu").exp().round().long()
     return sorted(set(spaced.tolist()))
 
 
@@ -118,15 +119,16 @@ def sensitivity_n(
     r"""Correlate, over random sets of n units, the attribution of a set with how much the output falls without it.
 
     For each example :math:`\mathrm{corr}_T(\sum_{i \in T} a_i,\ S(x) - S(x_{T=0}))` over 100 sets of n units each,
-    drawn without replacement and the same for all examples. This is the metric of Ancona et al.; other packages use
-    the name for an infidelity error, or for a correlation across examples.
+    drawn without replacement and the same for all examples with as many units. This is the metric of Ancona et al.;
+    other packages use the name for an infidelity error, or for a correlation across examples.
 
     Args:
         forward_func (Callable): the model; returns logits (N, classes).
         inputs (Tensor or tuple[Tensor, ...]): see :func:`degradation`.
         attributions (Tensor or tuple[Tensor, ...]): see :func:`degradation`.
         n (int or Sequence[int], optional): sizes of the sets. Default: None: 16 log-spaced sizes from 1 to 80 % of the
-            units, as in the paper.
+            units, as in the paper; of the example with the most, where a feature_mask gives each its own. An example's
+            values then follow from its batch: pass n to compare batches.
         baselines (optional): see :func:`degradation`. Default: ``"zero"`` (paper).
         feature_mask (Tensor or tuple[Tensor, ...], optional): see :func:`degradation`. Default: None.
         additional_forward_args (Any, optional): as in Captum. Default: None.
@@ -135,7 +137,8 @@ def sensitivity_n(
             has 8.
         n_perturb_samples (int, optional): number of sets for each n. Default: 100 (paper).
         index_sets (Sequence[Tensor], optional): the sets instead of random ones: for each n an integer tensor (M, n),
-            or (N, M, n) for sets of each example's own. Default: None.
+            or (N, M, n) for sets of each example's own. Units count from 0: tiles row by row, groups in the order of
+            their numbers in the example's feature_mask. Default: None.
         pool (str, optional): ``"per_sample"``, correlations per example and then their mean; ``"pooled"``: one
             correlation over all examples, as in the published code, which depends on the maps' scale from example to
             example. Default: ``"per_sample"`` (the paper's text).
@@ -219,7 +222,7 @@ def set_outputs(
         sizes = [int(sets[0, 0].sum()) for sets in removed]
     intact = removal.intact().value
     drops = [_drops(removal, intact, sets, removable.sum(dim=1) >= n) for n, sets in zip(sizes, removed, strict=True)]
-    return SetOutputs(torch.tensor(sizes), tuple(removed), torch.stack(drops, dim=1))
+    return SetOutputs(torch.tensor(sizes, device=intact.device), tuple(removed), torch.stack(drops, dim=1))
 
 
 def correlate(units: Units, outputs: SetOutputs, pool: Pool = "per_sample") -> SensitivityNResult:
@@ -252,10 +255,11 @@ def _sizes(n: int | Sequence[int] | None, n_units: int) -> list[int]:
 
 
 def _draw(removable: Tensor, n: int, n_sets: int, seed: int) -> Tensor:
-    """Random sets of n units, bool, (1 or N, M, K): the same for all examples that have all units."""
+    """Random sets of n units, bool, (1 or N, M, K): the same for all examples with as many units."""
     generator = torch.Generator("cpu").manual_seed(as_seed(as_seed(seed) * 1_000_003 + n))
-    # unit by unit, so that a unit's keys do not depend on how many others the batch has
-    keys = torch.rand(removable.shape[1], n_sets, generator=generator, dtype=torch.float64).T.to(removable.device)
+    # unit by unit: an example's j-th unit has the j-th keys, however many units others in the batch have
+    keys = torch.rand(removable.shape[1], n_sets, generator=generator, dtype=torch.float64, device="cpu")
+    keys = keys.T.to(removable.device)
     if bool(removable.all()):
         removable = removable[:1]
     keys = torch.where(removable[:, None], keys, float("inf"))
@@ -304,11 +308,12 @@ class SensitivityN(Accumulator[SensitivityNResult]):
 
     Args:
         forward_func (Callable): the model.
-        n (int or Sequence[int], optional): sizes of the sets. Default: None, log-spaced.
+        n (int or Sequence[int], optional): sizes of the sets. Default: None, log-spaced; to be passed where batches
+            differ in their largest number of units.
         **options (Any): ``baselines`` and the keyword-only arguments of :func:`sensitivity_n`.
 
     Raises:
-        TypeError: an option that the function does not have.
+        InvalidTypeError: an option that the function does not have, or that belongs to :meth:`evaluate`.
 
     Examples::
 
@@ -323,8 +328,8 @@ class SensitivityN(Accumulator[SensitivityNResult]):
     higher_is_better = True
 
     def __init__(self, forward_func: Callable[..., Any], n: int | Sequence[int] | None = None, **options: Any) -> None:
-        super().__init__()
-        inspect.signature(sensitivity_n).bind(forward_func, None, None, n, **options)
+        fixed = {"forward_func": forward_func}
+        super().__init__(bound_options(sensitivity_n, type(self).evaluate, fixed, {"n": n, **options}))
         self.forward_func, self._n, self._options = forward_func, n, options
 
     def evaluate(
@@ -362,7 +367,7 @@ class SensitivityN(Accumulator[SensitivityNResult]):
             if not torch.equal(result.n, first.n) or result.sums.shape[2] != first.sums.shape[2]:
                 raise InvalidArgumentError(
                     f"Batches have different sets: n={first.n.tolist()} and n={result.n.tolist()}. Pass the same n to "
-                    "all, as inputs of different size have different defaults."
+                    "all, as its default follows the number of units."
                 )
         names = ("per_sample", "correlations", "sums", "drops")
         joined = {name: torch.cat([getattr(result, name) for result in results]) for name in names}

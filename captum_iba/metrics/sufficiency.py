@@ -2,79 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from captum_iba._captum import TargetType
+from captum_iba._captum import TargetType, _format_additional_forward_args
+from captum_iba._warn import Warner
+from captum_iba.attr._forward import Forward
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NonFiniteError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._accumulate import Accumulator
-from captum_iba.metrics._noisy_layer import NoisyLayer, noisy_layer
-from captum_iba.metrics._output import OutputType
-from captum_iba.metrics._result import MetricResult, as_seed
-from captum_iba.metrics._units import Tensors
+from captum_iba.metrics._kept import make_choice
+from captum_iba.metrics._noisy_layer import noisy_layer
+from captum_iba.metrics._options import bound_options
+from captum_iba.metrics._output import Output, OutputType
+from captum_iba.metrics._result import as_seed
+from captum_iba.metrics._rows import RowLimit
+from captum_iba.metrics._sufficiency import Batch, SufficiencyResult, assert_map, assert_mask, joined, measured
+from captum_iba.metrics._units import Tensors, as_tuple
 
 AREAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
-_NATS_PER_BIT = 0.6931471805599453
-
-
-@dataclass(frozen=True)
-class SufficiencyResult(MetricResult):
-    """The decision with only part of a layer kept.
-
-    Attributes:
-        per_sample (Tensor): (N,), mean over the settings of the target's probability. Higher is better.
-        settings (Tensor): (A,), areas or thresholds.
-        area (Tensor): (N, A), share of the positions that were kept.
-        probability (Tensor): (N, A), the target's probability (or what ``output`` says), mean over the noise.
-        noise_error (Tensor): (N, A), its standard error over the noise.
-        rank (Tensor): (N, A), the target's rank among the classes, mean over the noise; NaN without classes.
-        top1 (Tensor): (N, A), share of the draws in which the target is the highest class.
-        kept, removed (Tensor): (N, A), attribution of the kept (removed) positions: bits for a map of bits.
-        intact (Tensor): (N,), the target's probability by the model as it is.
-        intact_rank (Tensor): (N,), its rank.
-        noise (Tensor): (N,), its probability with the whole layer replaced by noise.
-        bottleneck (Tensor): (N,), its probability with nothing removed: the model's own, or through ``mask``.
-    """
-
-    settings: Tensor
-    area: Tensor
-    probability: Tensor
-    noise_error: Tensor
-    rank: Tensor
-    top1: Tensor
-    kept: Tensor
-    removed: Tensor
-    intact: Tensor
-    intact_rank: Tensor
-    noise: Tensor
-    bottleneck: Tensor
-
-    @property
-    def x(self) -> Tensor:
-        """(A,), areas or thresholds."""
-        return self.settings
-
-    @property
-    def curve(self) -> Tensor:
-        """(A,), mean probability over the examples."""
-        return self.probability.mean(dim=0)
-
-    @property
-    def bound(self) -> Tensor:
-        """(N, A), most that the removed bits can change an expected probability, for maps and masks of LayerIBA.
-
-        ``min(sqrt(D / 2), sqrt(1 - exp(-D)))`` for D nats: Pinsker's inequality, and that of Bretagnolle and Huber. It
-        compares with :attr:`bottleneck`, so ``mask`` must have been passed.
-        """
-        nats = self.removed * _NATS_PER_BIT
-        return torch.minimum((nats / 2).sqrt(), (-torch.expm1(-nats)).sqrt())
 
 
 def sufficiency(
@@ -94,6 +44,7 @@ def sufficiency(
     attribute_to_layer_input: bool = False,
     max_examples_per_batch: int | None = None,
     seed: int = 0,
+    show_progress: bool = False,
 ) -> SufficiencyResult:
     """Keep a layer's most relevant positions, replace the others by the bottleneck's noise, and look at the decision.
 
@@ -120,8 +71,10 @@ def sufficiency(
         n_samples (int, optional): draws of the noise, the same for all maps. Default: 10.
         output (str or Callable, optional): see :func:`degradation`. Default: ``"prob"``.
         attribute_to_layer_input (bool, optional): at the layer's input. Default: False.
-        max_examples_per_batch (int, optional): most rows in one forward pass. Default: None, see :func:`degradation`.
+        max_examples_per_batch (int, optional): most rows in one forward pass, in which an example has two or more: the
+            examples run in pieces, on which the values do not depend. Default: None, see :func:`degradation`.
         seed (int, optional): of the noise, and of the order of equal attributions. Default: 0.
+        show_progress (bool, optional): show a progress bar. Default: False.
 
     Returns:
         SufficiencyResult: probabilities, ranks, and what was kept.
@@ -154,123 +107,47 @@ def sufficiency(
     as_seed(seed)
     if type(n_samples) is not int or n_samples < 1:
         raise InvalidArgumentError(f"n_samples={n_samples!r}; wanted an integer of at least 1.")
-    with noisy_layer(
-        forward_func,
-        layer,
-        statistics,
-        inputs,
-        additional_forward_args,
+    tensors, warner = as_tuple(inputs, "inputs"), Warner()
+    n_examples = Forward(forward_func, tensors, additional_forward_args).n_examples
+    Output(output, target, n_examples)
+    assert_map(attributions, n_examples)
+    assert_mask(mask, n_examples)
+    batch = Batch(
+        tensors,
+        _format_additional_forward_args(additional_forward_args),
         target,
-        output,
-        attribute_to_layer_input,
-        max_examples_per_batch,
-    ) as noisy:
-        maps = _fitted(attributions, noisy, exact=thresholds is not None)
-        open_positions, settings = _kept(maps, areas, thresholds, seed)
-        return _measure(noisy, maps, open_positions, settings, _signal(mask, noisy), n_samples, seed)
-
-
-def _fitted(attributions: Tensor, noisy: NoisyLayer, exact: bool) -> Tensor:
-    """The map with one value a position of the layer, (N, *positions)."""
-    if not isinstance(attributions, Tensor):
-        raise InvalidTypeError(f"attributions is a {type(attributions).__name__}; wanted a tensor.")
-    values = attributions.detach().to(noisy.features.device).double()
-    if not torch.isfinite(values).all():
-        raise NonFiniteError("attributions contain NaN or infinity. Look at the method that made them.")
-    positions, features = noisy.positions, noisy.features
-    n_axes = len(positions)
-    if features.ndim > 2 and values.ndim == n_axes + 2:  # with an axis for channels: the layer's, or else the first
-        own = values.shape[noisy.channel_dim]
-        is_own = own == 1 or (own == features.shape[noisy.channel_dim] and values.shape[1] > 1)
-        values = values.sum(dim=noisy.channel_dim if is_own else 1)
-    resizable = n_axes in (2, 3) and values.ndim == n_axes + 1 and not exact
-    if len(values) == len(features) and resizable and tuple(values.shape[1:]) != positions:
-        modes = {2: "bilinear", 3: "trilinear"}
-        smaller = tuple(min(have, want) for have, want in zip(values.shape[1:], positions, strict=True))
-        values = F.interpolate(values.unsqueeze(1), smaller, mode="area")
-        values = F.interpolate(values, positions, mode=modes[n_axes], align_corners=False).squeeze(1)
-    if tuple(values.shape) != (len(features), *positions):
-        raise InvalidArgumentError(
-            f"attributions of shape {list(attributions.shape)} do not fit the layer's positions {list(positions)} for "
-            f"{len(features)} examples; wanted one map an example"
-            + (", of the layer's own size, as thresholds are bits per position." if exact else ".")
-        )
-    return values
-
-
-def _kept(
-    maps: Tensor, areas: Sequence[float] | Tensor, thresholds: Sequence[float] | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Which positions stay, bool (A, N, *positions), and the settings, (A,)."""
-    if thresholds is not None:
-        settings = _numbers(thresholds, "thresholds")
-        if settings.ndim != 1 or len(settings) == 0:
-            raise InvalidArgumentError(f"thresholds={thresholds!r}; wanted a sequence of bits, at least one.")
-        return torch.stack([maps >= threshold for threshold in settings.tolist()]), settings
-    shares = _numbers(areas, "areas").to(maps.device)
-    fits = shares.ndim == 1 or (shares.ndim == 2 and len(shares) == len(maps))
-    if not fits or shares.numel() == 0 or not bool(((shares >= 0) & (shares <= 1)).all()):
-        raise InvalidArgumentError(
-            f"areas of shape {list(shares.shape)}; wanted shares from 0 to 1, (A,) or ({len(maps)}, A)."
-        )
-    per_example = shares if shares.ndim == 2 else shares.expand(len(maps), -1)
-    flat = maps.flatten(1)
-    generator = torch.Generator("cpu").manual_seed(as_seed(seed))
-    shuffled = torch.randperm(flat.shape[1], generator=generator).to(maps.device)
-    places = shuffled[(-flat)[:, shuffled].argsort(dim=1, stable=True)].argsort(dim=1)
-    counts = (per_example * flat.shape[1]).round()
-    kept = torch.stack([places < counts[:, a, None] for a in range(per_example.shape[1])])
-    return kept.view(-1, *maps.shape), shares if shares.ndim == 1 else shares.mean(dim=0)
-
-
-def _numbers(values: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(f"{name}={values!r}; wanted a sequence of numbers.") from error
-
-
-def _signal(mask: Tensor | None, noisy: NoisyLayer) -> Tensor:
-    """Share of signal at kept positions, broadcastable to the features."""
-    if mask is None:
-        return torch.ones((), dtype=noisy.features.dtype, device=noisy.features.device)
-    if not isinstance(mask, Tensor) or mask.shape != noisy.features.shape:
-        found = f"has shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-        raise InvalidArgumentError(
-            f"mask {found}; wanted the features' {list(noisy.features.shape)}: diagnostics.mask of the same examples."
-        )
-    # a bottleneck lets nothing of an inactive feature pass, and counts no bits for it
-    return torch.where(noisy.active, mask.to(noisy.features), 0.0)
-
-
-def _measure(
-    noisy: NoisyLayer, maps: Tensor, kept: Tensor, settings: Tensor, signal: Tensor, n_samples: int, seed: int
-) -> SufficiencyResult:
-    everything, nothing = torch.ones_like(kept[:1]), torch.zeros_like(kept[:1])
-    all_kept = torch.cat([kept, nothing, everything])
-    found = noisy.run(noisy.as_features(all_kept).to(signal.dtype) * signal, n_samples, seed)
-    mean = found.value.mean(dim=1)
-    error = found.value.std(dim=1) / n_samples**0.5 if n_samples > 1 else torch.full_like(mean, float("nan"))
-    rank = found.rank.mean(dim=1)
-    top1 = torch.where(found.rank.isnan(), found.rank, (found.rank == 1).double()).mean(dim=1)
-    positions = tuple(range(2, kept.ndim))
-    kept_bits = (maps * kept).sum(dim=positions)
-    n_settings = len(kept)
-    return SufficiencyResult(
-        per_sample=mean[:n_settings].mean(dim=0),
-        settings=settings,
-        area=kept.double().mean(dim=positions).T,
-        probability=mean[:n_settings].T,
-        noise_error=error[:n_settings].T,
-        rank=rank[:n_settings].T,
-        top1=top1[:n_settings].T,
-        kept=kept_bits.T,
-        removed=(maps.flatten(1).sum(dim=1) - kept_bits).T,
-        intact=noisy.intact.value,
-        intact_rank=noisy.intact.rank,
-        noise=mean[n_settings],
-        bottleneck=mean[n_settings + 1],
+        attributions,
+        mask,
+        make_choice(areas, thresholds, tensors[0], seed),
     )
+    n_rows = (len(batch.choice.settings) + 2) * n_samples
+    limit, found, done = RowLimit(max_examples_per_batch, tensors[0], warner), list[SufficiencyResult](), 0
+    bar = tqdm(total=n_examples * n_rows, desc=Sufficiency.name, disable=not show_progress, unit="row")
+
+    def measure(rows: int) -> SufficiencyResult:
+        """The next examples, so many that no forward pass has more than these rows."""
+        bar.update(done * n_rows - bar.n)  # back, where memory did not suffice
+        end = min(n_examples, done + max(1, rows // 2))
+        part = batch.part(torch.arange(done, end, device=tensors[0].device), n_examples)
+        with noisy_layer(
+            forward_func,
+            layer,
+            statistics,
+            part.inputs,
+            part.additional,
+            part.target,
+            output,
+            attribute_to_layer_input,
+            warner,
+        ) as noisy:
+            return measured(part, noisy, n_samples, seed, rows, bar.update)
+
+    with bar:
+        while done < n_examples:
+            found.append(limit.attempt(measure, (n_examples - done) * n_rows))
+            done += len(found[-1].per_sample)
+    limit.report()
+    return joined(found)
 
 
 class Sufficiency(Accumulator[SufficiencyResult]):
@@ -283,7 +160,7 @@ class Sufficiency(Accumulator[SufficiencyResult]):
         **options (Any): the keyword-only arguments of :func:`sufficiency`, but for ``mask``.
 
     Raises:
-        TypeError: an option that the function does not have.
+        InvalidTypeError: an option that the function does not have, or that belongs to :meth:`evaluate`.
 
     Examples::
 
@@ -303,8 +180,8 @@ class Sufficiency(Accumulator[SufficiencyResult]):
     def __init__(
         self, forward_func: Callable[..., Any], layer: nn.Module, statistics: FeatureStatistics, **options: Any
     ) -> None:
-        super().__init__()
-        inspect.signature(sufficiency).bind(forward_func, None, None, layer, statistics, **options)
+        fixed = {"forward_func": forward_func, "layer": layer, "statistics": statistics}
+        super().__init__(bound_options(sufficiency, type(self).evaluate, fixed, options))
         self.forward_func, self.layer, self.statistics, self._options = forward_func, layer, statistics, options
 
     def evaluate(
@@ -336,7 +213,4 @@ class Sufficiency(Accumulator[SufficiencyResult]):
         Raises:
             InvalidArgumentError: nothing was evaluated.
         """
-        results = self._all()
-        names = [name for name in SufficiencyResult.__dataclass_fields__ if name != "settings"]
-        joined = {name: torch.cat([getattr(result, name) for result in results]) for name in names}
-        return SufficiencyResult(settings=results[0].settings, **joined)
+        return joined(self._all())

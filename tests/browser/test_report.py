@@ -1,5 +1,6 @@
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -183,6 +184,33 @@ def test_curves(visit, address):
     assert page.locator(".series:not(.off)").count() == 0
     page.get_by_role("button", name="Show all").last.click()
     assert page.locator(".series.off").count() == 0
+
+
+def test_bands_are_drawn_where_they_can_be_told_apart(visit, address):
+    """With more than four methods only the one brought out has a band; with four, all have."""
+    page = visit(address)
+    bands = page.locator(".chart >> nth=0 >> .band:visible")
+    assert bands.count() == 0
+    button = page.locator(".legend").first.get_by_role("button", name="Saliency")
+    button.focus()
+    assert bands.count() == 1
+    button.click()
+    page.evaluate("document.activeElement.blur()")
+    page.mouse.move(0, 0)
+    assert bands.count() == 4
+    assert page.locator(".chart >> nth=0 >> .marks:visible").count() == 4
+
+
+def test_nine_metrics_fit_a_desktop(visit, results, tmp_path):
+    """Nothing of a table of nine metrics is hidden at 1280 pixels; where some is, a line says that it scrolls."""
+    large, more = example_results(4, 14), ["deletion", "sensitivity max", "degradation 14x14"]
+    scores = {name: {**own, **dict.fromkeys(more, own["insertion"])} for name, own in large.scores.items()}
+    metrics = [*large.metrics, *(replace(large.metrics[0], name=one) for one in more)]
+    write_html(replace(large, metrics=metrics, scores=scores), tmp_path / "report.html")
+    for viewport, hidden in ((DESKTOP, False), (PHONE, True)):
+        page = visit((tmp_path / "report.html").as_uri(), viewport=viewport)
+        assert page.locator(".scroll").first.evaluate("e => e.scrollWidth > e.clientWidth") == hidden
+        assert page.locator(".sideways").is_visible() == hidden
 
 
 @pytest.mark.parametrize("width", [320, 360, 412, 1280])

@@ -1,6 +1,9 @@
-"""A comparison such as a run would leave, made from random numbers: smooth photos, maps around an object, curves."""
+"""A comparison such as a run would leave, made from random numbers: smooth photos, maps around an object, curves; and
+a reader of its page."""
 
 import io
+import json
+from html.parser import HTMLParser
 
 import numpy as np
 from PIL import Image
@@ -10,6 +13,7 @@ from captum_iba.comparison._types import Curve, ExampleInfo, HeatMap, MethodInfo
 
 SIZE = 224
 BITS, RELEVANCE = "bits per pixel", "relevance, no unit"
+VOID = {"meta", "link", "img", "input", "br", "wbr"}
 # name, noise of its maps, blur of its maps, seconds, megabytes
 METHODS = [
     ("LayerIBA", 0.1, 10, 0.41, 310.0),
@@ -91,8 +95,8 @@ def curve_of(generator, noise, two_lines, n_points):
 def example_results(n_examples=6, n_methods=5, size=56, n_points=65):
     """A comparison of that many examples and methods, one method more that could not run, and odd cases.
 
-    The last method failed on the last example; no example has a value of "sensitivity-n" for the second method; every
-    third example is without boxes and without a value of "bounding box".
+    The last method failed on the last example; "sensitivity-n" is undefined everywhere for the second method, whose map
+    is constant on one example; every third example is without boxes and without a value of "bounding box".
     """
     generator = np.random.default_rng(0)
     chosen = METHODS[:n_methods]
@@ -128,10 +132,11 @@ def example_results(n_examples=6, n_methods=5, size=56, n_points=65):
             name,
             f"captum.attr.{name}, its own defaults",
             BITS if "IBA" in name else RELEVANCE,
-            "",
-            int(name == chosen[-1][0]),
-            seconds,
-            memory,
+            n_failed=int(name == chosen[-1][0]),
+            failure="RuntimeError: out of memory" if name == chosen[-1][0] else "",
+            n_constant=int(name == chosen[1][0]),
+            seconds=seconds,
+            peak_memory=memory,
         )
         for name, _, _, seconds, memory in chosen
     ]
@@ -151,9 +156,17 @@ def example_results(n_examples=6, n_methods=5, size=56, n_points=65):
         scores,
         curves,
         maps,
-        {"model": "resnet50", "layer": "layer4", "data": "photos", "seed": 0, "beta": 10.0, "tiles": (8, 14)},
-        {"python": "3.11.2", "torch": "2.5.1", "captum": "0.8.0", "captum_iba": "0.1.0"},
-        {"zebra/broken.jpg": "cannot identify image file", "notes/thumbs.png": "broken PNG file"},
+        undefined={chosen[1][0]: {"sensitivity-n": (n_examples, "the map is constant over the tiles")}},
+        configuration={
+            "model": "resnet50",
+            "layer": "layer4",
+            "data": "photos",
+            "seed": 0,
+            "beta": 10.0,
+            "tiles": (8, 14),
+        },
+        versions={"python": "3.11.2", "torch": "2.5.1", "captum": "0.8.0", "captum_iba": "0.1.0"},
+        skipped={"zebra/broken.jpg": "cannot identify image file", "notes/thumbs.png": "broken PNG file"},
     )
 
 
@@ -170,3 +183,71 @@ def _scores(generator, noise, difficulty):
     }
     found["bounding box"][2::3] = np.nan
     return found
+
+
+def jpeg(width, height):
+    """A grey photo."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "grey").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tiny_results(key="a", photo=b"", maps=None, curves=None, method="IBA"):
+    """One example, method and metric."""
+    return Results(
+        [MethodInfo(method, "", "bits per pixel")],
+        [MetricInfo("insertion", "An area.")],
+        [ExampleInfo(key, "cat", "dog", 0.5, photo)],
+        {method: {"insertion": np.array([0.5])}},
+        curves or {},
+        maps or {},
+    )
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text, and the cells of the table of values."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "attrs": dict(attrs), "text": "", "within": [e["attrs"].get("id") for e in self.open]}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag, within=None, **attrs):
+        return [
+            e
+            for e in self.elements
+            if e["tag"] == tag
+            and (within is None or within in e["within"])
+            and all(e["attrs"].get(k) == v for k, v in attrs.items())
+        ]
+
+    def rows(self, within):
+        rows = []
+        for e in self.elements:
+            if within in e["within"] and e["tag"] == "tr":
+                rows.append([])
+            if within in e["within"] and e["tag"] in ("th", "td"):
+                rows[-1].append(e)
+        return rows
+
+    def data(self):
+        return json.loads(self.all("script", id="data")[0]["text"])

@@ -160,7 +160,7 @@ def test_a_method_that_fails_on_one_example_keeps_the_others():
     assert (info.reason, info.n_failed) == ("", 1) and info.seconds >= 0
     assert np.isnan(scores["shy"][TILES]).tolist() == [False, True, False]
     difference, _, n = report.paired("shy", "bright", TILES)
-    assert n == 2 and "shy failed on 1 of them" in str(report)
+    assert n == 2 and "shy failed on 1 of 3 examples: " in str(report)
     assert difference == np.nanmean(scores["shy"][TILES] - scores["bright"][TILES])
 
 

@@ -2,10 +2,8 @@ import base64
 import builtins
 import hashlib
 import io
-import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,62 +11,13 @@ from PIL import Image
 
 from captum_iba.comparison._html_curves import charts
 from captum_iba.comparison._html_photos import encoded_maps, photos, viridis
-from captum_iba.comparison._types import Curve, ExampleInfo, HeatMap, MethodInfo, MetricInfo, Results
+from captum_iba.comparison._types import Curve, HeatMap, MethodInfo
 from captum_iba.comparison.html import render_html, write_html
+from captum_iba.comparison.tables import to_text
 from captum_iba.errors import InvalidArgumentError, MissingDependencyError, MissingFileError
-from tests.comparison.results_example import example_results
+from tests.comparison.results_example import Page, example_results, jpeg, tiny_results
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
-VOID = {"meta", "link", "img", "input", "br", "wbr"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes and text, and the cells of the table of values."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements = [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        element = {"tag": tag, "attrs": dict(attrs), "text": "", "within": [e["attrs"].get("id") for e in self.open]}
-        self.elements.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()["tag"] == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element["text"] += data
-
-    def all(self, tag, within=None, **attrs):
-        return [
-            e
-            for e in self.elements
-            if e["tag"] == tag
-            and (within is None or within in e["within"])
-            and all(e["attrs"].get(k) == v for k, v in attrs.items())
-        ]
-
-    def rows(self, within):
-        rows = []
-        for e in self.elements:
-            if within in e["within"] and e["tag"] == "tr":
-                rows.append([])
-            if within in e["within"] and e["tag"] in ("th", "td"):
-                rows[-1].append(e)
-        return rows
-
-    def data(self):
-        return json.loads(self.all("script", id="data")[0]["text"])
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +40,9 @@ def test_table_holds_the_means(results, page):
             mean, rank = results.mean(info.name, metric.name), results.rank(info.name, metric.name)
             np.testing.assert_equal(float(cell["attrs"]["data-value"]), mean)
             if np.isnan(mean):
-                assert cell["text"] == "–no defined value"
+                assert cell["text"] == "–no value"
                 continue
-            shown, error = re.search(r"([-\d.e]+) ± ([\d.e-]+)", cell["text"]).groups()
+            shown, error = re.search(r"([-\d.e]+) .*± ([\d.e-]+)", cell["text"]).groups()
             assert float(shown) == pytest.approx(mean, abs=results.stderr(info.name, metric.name) / 10)
             assert float(error) == pytest.approx(results.stderr(info.name, metric.name), rel=0.05)
             assert (f"rank {rank:g}" in cell["text"]) == (not np.isnan(rank))
@@ -115,12 +64,75 @@ def test_best_values_are_marked_in_words(results, page):
 def test_number_of_examples_stands_where_it_differs(page):
     """A column with fewer examples says how many; a cell that differs from its column says so itself."""
     headings = page.rows("table")[0]
-    noted = {h["text"].split("\xa0")[0].strip(): h["text"].rsplit("n = ")[1:] for h in headings}
+    noted = {re.split(" [↑↓]", h["text"])[0].strip(): h["text"].rsplit("n=")[1:] for h in headings}
     assert noted["bounding box"] == ["4"]
     assert noted["insertion"] == []
     last = page.rows("ran")[-1]
     assert "failed on 1 of 6" in last[0]["text"]
-    assert "n = 5" in last[1]["text"]
+    assert "n=5" in last[1]["text"]
+    assert sum("n=" in cell["text"] for row in page.rows("ran") for cell in row) == 5  # but for the bounding box
+
+
+def test_notes_stand_below_the_table(results, page):
+    """The notes and the summary are those of the table as text; the files left out are pointed to."""
+    text = to_text(results)
+    notes = [e["text"] for e in page.all("li", within="notes")]
+    assert "SmoothGrad failed on 1 of 6 examples: RuntimeError: out of memory" in notes
+    assert "Saliency's map is constant on 1 example, where it ranks nothing" in notes
+    assert len(notes) == 4 and all(f"  {note}\n" in text for note in notes)
+    summary = [e["text"] for e in page.all("li", within="summary")]
+    assert len(summary) == sum(metric.higher_is_better is not None for metric in results.metrics)
+    assert text.endswith("\n".join(f"  {line}" for line in summary))
+    assert page.all("a", href="#skipped")[0]["text"] == "Left out 2 of 8 examples"
+
+
+def test_cost_of_zero_has_no_best():
+    """Where a cost is too small to be measured, none is marked as the least."""
+    two = replace(
+        tiny_results(),
+        methods=[
+            MethodInfo("IBA", "", "", seconds=2.0, peak_memory=0.0),
+            MethodInfo("LRP", "", "", "", 0, "", 0, 1.0, 5.0),
+        ],
+        scores={name: {"insertion": np.array([0.5])} for name in ("IBA", "LRP")},
+    )
+    rows = Page(render_html(two)).rows("ran")
+    assert [["★" in cell["text"] for cell in row[2:]] for row in rows] == [[False, False], [True, False]]
+
+
+def test_page_opens_with_the_maps_of_layer_iba(results):
+    """Wherever LayerIBA stands; else with the first method that is not random."""
+    for names, wanted in (
+        (["Random", "Saliency", "LayerIBA"], "LayerIBA"),
+        (["Random", "Saliency"], "Saliency"),
+        (["Random"], "Random"),
+    ):
+        maps = dict.fromkeys(names, results.maps["LayerIBA"])
+        methods = [MethodInfo(name, "", "") for name in names]
+        page = Page(render_html(replace(results, methods=methods, metrics=[], maps=maps, curves={})))
+        (shown,) = [e for e in page.all("input", within="switch") if "checked" in e["attrs"]]
+        assert names[int(shown["attrs"]["value"])] == wanted == page.all("b", id="shown")[0]["text"]
+
+
+def test_equal_curves_are_named(results):
+    """Methods with one curve are named below the figure."""
+    curves = {**results.curves, "SmoothGrad": results.curves["Saliency"]}
+    page = Page(render_html(replace(results, curves=curves)))
+    assert [e["text"] for e in page.all("p", **{"class": "hint same"})] == ["The same curve: Saliency, SmoothGrad."] * 2
+
+
+@pytest.mark.parametrize(
+    ("configuration", "subject"),
+    [
+        ({"model": "resnet18", "layer": "layer4"}, ": resnet18, layer layer4"),
+        ({"model": "resnet18", "layer": "none: no layer is suitable"}, ": resnet18"),
+        ({}, ""),
+    ],
+)
+def test_title(configuration, subject):
+    """The page is named after the model and the layer, where there are some."""
+    page = Page(render_html(replace(tiny_results(), configuration=configuration)))
+    assert page.all("title")[0]["text"] == f"Attribution methods compared{subject}"
 
 
 def test_methods_that_could_not_run_are_last_with_their_reason(results, page):
@@ -164,7 +176,7 @@ def test_large_maps_are_averaged():
     """A map of 224 pixels becomes one of 112, each the mean of four; a small one stays as it is."""
     generator = np.random.default_rng(0)
     levels = generator.integers(0, 64, size=(224, 160)).astype(np.uint8) * 4
-    results = _tiny(maps={"IBA": {"a": HeatMap(levels, 0.0, 1.0)}}, photo=_jpeg(160, 224))
+    results = tiny_results(maps={"IBA": {"a": HeatMap(levels, 0.0, 1.0)}}, photo=jpeg(160, 224))
     picture = Image.open(io.BytesIO(base64.b64decode(encoded_maps(results)[0][0][0])))
     assert picture.size == (80, 112)
     means = levels.reshape(112, 2, 80, 2).mean(axis=(1, 3))
@@ -187,7 +199,7 @@ def test_curves_are_drawn_to_scale():
     """A line's points are its values on the axes' scale, broken where there is none."""
     x = np.array([0.0, 0.5, 1.0, 1.5, 2.0])
     y = np.array([0.0, 1.0, np.nan, 2.0, 4.0])
-    results = _tiny(curves={"IBA": {"insertion": Curve(x, {"mean": (y, np.zeros(5))})}})
+    results = tiny_results(curves={"IBA": {"insertion": Curve(x, {"mean": (y, np.zeros(5))})}})
     (chart,) = charts(results)
     assert chart.series[0].lines[0].path == "M0 1000L250 750M750 500L1000 0"
     assert chart.y_ticks[0] == (0.0, "0")
@@ -197,7 +209,7 @@ def test_curves_are_drawn_to_scale():
 def test_flat_curve_lies_in_the_middle():
     """A curve of one value has an axis around it."""
     curve = Curve(np.array([0.0, 1.0]), {"mean": (np.ones(2), np.zeros(2))})
-    (chart,) = charts(_tiny(curves={"IBA": {"insertion": curve}}))
+    (chart,) = charts(tiny_results(curves={"IBA": {"insertion": curve}}))
     assert chart.series[0].lines[0].path == "M0 500L1000 500"
     assert (50.0, "1") in chart.y_ticks
 
@@ -206,9 +218,10 @@ def test_every_curve_has_its_lines_and_its_button(results, page):
     """One figure for each metric with curves; in each, a group and a button for each method."""
     assert len(page.all("figure", within="curves")) == 2
     names = [info.name for info in results.methods if not info.reason]
-    assert [
-        e["attrs"]["data-method"] for e in page.all("g", within="curves") if "data-method" in e["attrs"]
-    ] == names * 2
+    groups = [e["attrs"] for e in page.all("g", within="curves") if "data-method" in e["attrs"]]
+    in_front_last = [*names[1:], "LayerIBA"]
+    for kind in ("series", "marks"):
+        assert [g["data-method"] for g in groups if g["class"].startswith(kind)] == in_front_last * 2
     drawn = [e for e in page.all("path", within="curves") if e["attrs"].get("class", "").startswith("line")]
     assert len(drawn) == 3 * len(names)
     buttons = [e["attrs"] for e in page.all("button", within="curves") if "data-method" in e["attrs"]]
@@ -230,9 +243,9 @@ def test_run_is_described(results, page):
 def test_text_stays_text():
     """Names that are mark-up, scripts or no text at all appear as they are written."""
     script = "</script><script>alert(1)</script>\u2028"
-    plain = _tiny(
+    plain = tiny_results(
         key=HOSTILE,
-        photo=_jpeg(8, 8),
+        photo=jpeg(8, 8),
         maps={script: {HOSTILE: HeatMap(np.zeros((2, 2), np.uint8), 0, 1)}},
         method=script,
         curves={script: {"insertion": Curve(np.arange(3.0), {HOSTILE: (np.ones(3), np.ones(3))})}},
@@ -277,7 +290,7 @@ def test_nothing_is_loaded(page):
 )
 def test_little_to_show(change):
     """A comparison without methods, metrics or examples still has its page."""
-    results = replace(_tiny(), **change)
+    results = replace(tiny_results(), **change)
     if change.get("examples") == []:
         results = replace(results, scores={"IBA": {"insertion": np.zeros(0)}})
     assert "<h1>" in render_html(results)
@@ -286,7 +299,9 @@ def test_little_to_show(change):
 def test_infinite_values():
     """An infinite score neither breaks the page's data nor its curves."""
     infinite = Curve(np.arange(3.0), {"mean": (np.array([0, np.inf, 1]), np.zeros(3))})
-    results = replace(_tiny(curves={"IBA": {"insertion": infinite}}), scores={"IBA": {"insertion": np.array([np.inf])}})
+    results = replace(
+        tiny_results(curves={"IBA": {"insertion": infinite}}), scores={"IBA": {"insertion": np.array([np.inf])}}
+    )
     results = replace(
         results,
         methods=[*results.methods, MethodInfo("LRP", "", "")],
@@ -302,13 +317,13 @@ def test_write_html(tmp_path, results):
     write_html(results, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_html(results)
     with pytest.raises(MissingFileError, match="nowhere"):
-        write_html(_tiny(), str(tmp_path / "nowhere" / "report.html"))
+        write_html(tiny_results(), str(tmp_path / "nowhere" / "report.html"))
 
 
 def test_broken_photo():
     """A photo that is none is named by its example."""
     with pytest.raises(InvalidArgumentError, match="photo of 'a'"):
-        photos(_tiny(photo=b"no JPEG"))
+        photos(tiny_results(photo=b"no JPEG"))
 
 
 def test_missing_jinja2(monkeypatch):
@@ -322,21 +337,4 @@ def test_missing_jinja2(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match=r"captum_iba\[report\]"):
-        render_html(_tiny())
-
-
-def _jpeg(width, height):
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "grey").save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def _tiny(key="a", photo=b"", maps=None, curves=None, method="IBA"):
-    return Results(
-        [MethodInfo(method, "", "bits per pixel")],
-        [MetricInfo("insertion", "An area.")],
-        [ExampleInfo(key, "cat", "dog", 0.5, photo)],
-        {method: {"insertion": np.array([0.5])}},
-        curves or {},
-        maps or {},
-    )
+        render_html(tiny_results())

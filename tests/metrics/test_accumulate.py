@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_iba import LayerIBA
-from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError
+from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics import (
     BoundingBox,
     Degradation,
+    ParameterRandomization,
     SensitivityN,
     Sufficiency,
     bounding_box_ratio,
@@ -21,6 +22,7 @@ from captum_iba.metrics import (
     sensitivity_n,
     sufficiency,
 )
+from captum_iba.metrics._accumulate import on_cpu
 from tests.literal import normal, small_cnn
 
 N = 6
@@ -69,7 +71,7 @@ def feed_all(metric, sizes, start=0):
 def assert_same(found, wanted):
     """All fields, and all that follows from them."""
     names = [field.name for field in dataclasses.fields(wanted) if field.name != "pool"] + ["mean", "stderr", "n_valid"]
-    names += [name for name in ("curve", "x", "pooled", "bound", "morf_curve") if hasattr(wanted, name)]
+    names += [name for name in ("curve", "x", "pooled", "morf_curve") if hasattr(wanted, name)]
     for name in names:
         values = getattr(found, name), getattr(wanted, name)
         torch.testing.assert_close(
@@ -90,7 +92,11 @@ def test_any_split_gives_the_same_summary(name, sizes, at):
     metric, other = feed_all(METRICS[name](), first), feed_all(METRICS[name](), second, sum(first))
     assert metric.merge(other) is metric
     assert_same(metric.summary(), wanted)
-    assert_same(metric.gather().summary(), wanted)  # without processes nothing to gather
+    gathered = metric.gather()  # without processes the same in a new object
+    assert gathered is not metric
+    assert_same(gathered.gather().summary(), wanted)
+    feed(gathered, slice(0, 1))
+    assert_same(metric.summary(), wanted)
     if second:
         assert other.summary().per_sample.shape == (sum(second),)
 
@@ -125,17 +131,104 @@ def test_a_batch_without_boxes_does_not_end_the_run():
         metric.summary()
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_only_like_objects_are_joined(name):
+    """Objects of another class, or with another option, are refused, and the difference is named."""
+    metric = feed_all(METRICS[name](), [2])
+    for other_name, make in METRICS.items():
+        other = make()
+        if type(other) is not type(metric):
+            names = f"{type(other).__name__} cannot be merged into a {type(metric).__name__}"
+            with pytest.raises(InvalidTypeError, match=names):
+                metric.merge(other)
+        elif other_name != name:
+            with pytest.raises(InvalidArgumentError, match="cannot be joined; wanted the same options"):
+                metric.merge(other)
+    assert metric.summary().per_sample.shape == (2,)
+
+
+def test_options_are_compared_by_value():
+    """Defaults, tensors and functions are equal if they say the same; how the work is done may differ."""
+    like = Degradation(MODEL, baselines=torch.zeros(1, 3, 1, 1), output=torch.sigmoid)
+    same = Degradation(
+        MODEL,
+        baselines=torch.zeros(1, 3, 1, 1),
+        output=torch.sigmoid,
+        tile_size=None,
+        max_examples_per_batch=3,
+        show_progress=True,
+    )
+    assert like.merge(same) is like
+    for option, words in (
+        ({"baselines": torch.full((1, 3, 1, 1), 1e-6)}, r"baselines=tensor \[1, 3, 1, 1\].* and baselines=tensor"),
+        ({"baselines": torch.zeros(1, 3, 1)}, r"baselines=tensor \[1, 3, 1, 1\].* and baselines=tensor \[1, 3, 1\]"),
+        ({"baselines": (torch.zeros(1, 3, 1, 1),)}, r"and baselines=\(tensor"),
+        ({"output": torch.relu}, "output=.*sigmoid.* and output=.*relu"),
+        ({"seed": 1}, "seed=0 and seed=1"),
+        ({"n_steps": 4}, "n_steps=None and n_steps=4"),
+    ):
+        options = {"baselines": torch.zeros(1, 3, 1, 1), "output": torch.sigmoid, **option}
+        with pytest.raises(InvalidArgumentError, match=words):
+            like.merge(Degradation(MODEL, **options))
+    one, other = ([lambda x: x][0] for _ in range(2))
+    assert one is not other
+    Degradation(MODEL, output=one).merge(Degradation(MODEL, output=other))
+
+
+def test_results_come_to_the_cpu_whatever_holds_them():
+    """Dataclasses, tuples, lists and dicts of any depth; what holds no tensor stays, and the original too."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Nested:
+        values: tuple
+        other: dict
+
+    away = torch.ones(2, requires_grad=True)
+    value = Nested((away, [away, "b"]), {"c": (away, None), "d": 3})
+    found = on_cpu(value)
+    assert isinstance(found, Nested) and found.values[1][1] == "b" and found.other["d"] == 3
+    for tensor in (found.values[0], found.values[1][0], found.other["c"][0]):
+        assert tensor.device.type == "cpu" and not tensor.requires_grad
+    assert value.values[0] is away
+
+
+MISPLACED = {
+    "target": 1,
+    "feature_mask": torch.zeros(1),
+    "additional_forward_args": (1,),
+    "mask": torch.zeros(1),
+    "inputs": X,
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (
+            lambda **options: Degradation(MODEL, **options),
+            ["target", "feature_mask", "additional_forward_args", "inputs"],
+        ),
+        (lambda **options: SensitivityN(MODEL, 2, **options), ["target", "feature_mask", "additional_forward_args"]),
+        (
+            lambda **options: Sufficiency(MODEL, MODEL[2], STATISTICS, **options),
+            ["target", "mask", "additional_forward_args"],
+        ),
+        (lambda **options: ParameterRandomization(MODEL, lambda *x: MAPS, **options), ["target", "inputs"]),
+    ],
+)
+def test_what_belongs_to_a_batch_is_no_option(make, names):
+    """It is refused when the object is made, with its name and where it belongs."""
+    for name in names:
+        with pytest.raises(InvalidTypeError, match=rf"{name} belongs to a batch.*evaluate\(inputs"):
+            make(**{name: MISPLACED[name]})
+    with pytest.raises(InvalidTypeError, match="tile_sise.*Its options are .*seed"):
+        make(tile_sise=3)
+
+
 def test_classes_describe_themselves():
-    """A name, and that higher is better; an option that does not exist is refused at once."""
+    """A name, and that higher is better."""
     for name, make in METRICS.items():
         assert make().name == name.split(",")[0] and make().higher_is_better
-    for make in (
-        Degradation,
-        SensitivityN,
-        lambda model, **options: Sufficiency(model, model[2], STATISTICS, **options),
-    ):
-        with pytest.raises(TypeError, match="tile_sise"):
-            make(MODEL, tile_sise=3)
 
 
 def work(rank, folder):
@@ -144,16 +237,30 @@ def work(rank, folder):
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     summaries = {}
     for name, make in METRICS.items():
-        metric = feed_all(make(), [1, 3]) if rank == 0 else feed_all(make(), [2], 4)
-        summaries[name] = metric.gather().summary()
+        metric = feed_all(make(), [1]) if rank == 0 else feed_all(make(), [2], 4)
+        early = metric.gather()
+        if rank == 0:
+            feed_all(metric, [3], 1)
+        summaries[name] = metric.gather().summary(), early.summary(), metric.summary()
     torch.save(summaries, f"{folder}/{rank}.pt")
+    for other, error in (
+        (Degradation(MODEL, tile_size=5 + rank), InvalidArgumentError),
+        ((BoundingBox, lambda: Degradation(MODEL))[rank](), InvalidTypeError),
+    ):
+        with pytest.raises(error, match="cannot be joined"):
+            other.gather()
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Each of two processes, with unequal shares, sums up all of the examples in order."""
+    """Each of two processes, with unequal shares, sums up all of the examples in order.
+
+    Gathering leaves the objects as they were, so that a second time gathers what there is then, once.
+    """
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
+    for rank, own in enumerate((4, 2)):
         summaries = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         for name, whole in WHOLE.items():
-            assert_same(summaries[name], whole())
+            everything, early, single = summaries[name]
+            assert_same(everything, whole())
+            assert early.per_sample.shape == (3,) and single.per_sample.shape == (own,)

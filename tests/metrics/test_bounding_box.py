@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError
+from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError, NonFiniteError
 from captum_iba.metrics import BoundingBox, bounding_box_ratio, boxes_to_mask
 from tests.literal import normal
 
@@ -79,11 +79,18 @@ def test_tokens_score_against_a_rationale():
 
 
 def test_mass_ratio_and_pointing_game():
-    """The positive mass inside by the positive mass, and the chance that a highest pixel is inside."""
-    maps = torch.tensor([[[4.0, 1.0], [4.0, -5.0]]])
-    result = bounding_box_ratio(maps, boxes_to_mask([[0, 0, 2, 1]], (2, 2))[None])
-    assert float(result.mass_ratio) == pytest.approx(5 / 9)
-    assert float(result.pointing_game) == 0.5
+    """The positive mass inside by the positive mass, and the chance that a highest pixel is inside.
+
+    Negative attribution inside or outside changes neither; without positive attribution there is no mass.
+    """
+    mask = boxes_to_mask([[0, 0, 2, 1]], (2, 2))[None]
+    for below in (-5.0, 0.0, -1e6):
+        result = bounding_box_ratio(torch.tensor([[[4.0, 1.0], [4.0, below]]]), mask)
+        assert float(result.mass_ratio) == pytest.approx(5 / 9)
+        assert float(result.pointing_game) == 0.5
+        inside = torch.tensor([[[4.0, below], [4.0, 1.0]]])
+        assert float(bounding_box_ratio(inside, mask).mass_ratio) == pytest.approx(4 / 9)
+    assert bounding_box_ratio(-torch.ones(1, 2, 2), mask).mass_ratio.isnan().all()
 
 
 def test_effective_heat_ratio():
@@ -137,8 +144,35 @@ def test_boxes():
     mask = boxes_to_mask(torch.tensor([[0, 0, 2, 2], [1, 1, 9, 3], [-5, -5, 1, 1]]), (4, 4))
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]
     assert not boxes_to_mask([], (3, 3)).any()
-    with pytest.raises(InvalidArgumentError, match=r"boxes\[0\].*ends before it starts"):
-        boxes_to_mask([[3, 0, 1, 2]], (4, 4))
+    far = [[-1e300, 1, 1e300, 2]]
+    assert boxes_to_mask(far, (3, 3)).int().tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+    for boxes in (torch.zeros(0, 4), (), [[2, 2, 2, 2]]):
+        assert not boxes_to_mask(boxes, (3, 3)).any()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([[3, 0, 1, 2]], r"boxes\[0\].*ends before it starts"),
+        ([[0, 0, 2, 2], [0, 3, 2, 1]], r"boxes\[1\].*ends before it starts"),
+        ([[0, 0, 2]], r"shape \[1, 3\]"),
+        ([[0, 0, 2]] * 4, r"shape \[4, 3\]"),
+        ([0, 0, 2, 2], r"shape \[4\]"),
+        ([[]], r"shape \[1, 0\]"),
+        (torch.zeros(1, 1, 4), r"shape \[1, 1, 4\]"),
+        ([[0, 0, 2, 2], [0, 0, 2]], "wanted four numbers a box"),
+        ([["0", "0", "2", "2"]], "wanted four numbers a box"),
+        ("0 0 2 2", "wanted four numbers a box"),
+        (5, r"shape \[\]"),
+        (None, "wanted four numbers a box"),
+        ([[0, 0, float("nan"), 2]], "NaN or infinity"),
+        ([[0, 0, float("inf"), 2]], "NaN or infinity"),
+    ],
+)
+def test_bad_boxes(boxes, words):
+    """What is not four finite numbers a box is named."""
+    with pytest.raises(InvalidArgumentError, match=words):
+        boxes_to_mask(boxes, (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -147,10 +181,18 @@ def test_boxes():
         (torch.zeros(2, 4, 4), torch.ones(3, 4, 4), r"\[2, 4, 4\].*\[3, 4, 4\]"),
         (torch.zeros(2, 4), torch.ones(2, 5), r"\[2, 4\].*\[2, 5\]"),
         (torch.zeros(2, 4, 4), torch.ones(2, 3, 4, 4), "masks has shape"),
-        (torch.full((1, 4, 4), float("nan")), torch.ones(1, 4, 4), "NaN or infinity for examples"),
     ],
 )
 def test_bad_input(maps, masks, words):
-    """Shapes that do not fit, and NaN, are named."""
+    """Shapes that do not fit are named."""
     with pytest.raises(InvalidArgumentError, match=words):
         bounding_box_ratio(maps, masks)
+
+
+def test_maps_that_are_no_numbers():
+    """NaN and infinity are refused, with the examples that hold them."""
+    for value in (float("nan"), float("inf")):
+        maps = torch.zeros(3, 4, 4)
+        maps[1, 2, 2] = value
+        with pytest.raises(NonFiniteError, match=r"NaN or infinity for examples \[1\]"):
+            bounding_box_ratio(maps, torch.ones(3, 4, 4))

@@ -75,7 +75,7 @@ def test_linear_model_closed_form():
         torch.testing.assert_close(result.lerf[:, k], ordered[:, : 12 - k].sum(dim=1), rtol=0, atol=1e-12)
 
 
-@given(st.integers(2, 8), st.integers(2, 8), st.integers(1, 2), st.floats(-3, 3), st.integers(0, 9))
+@given(st.integers(2, 8), st.integers(4, 8), st.integers(1, 2), st.floats(-3, 3), st.integers(0, 9))
 def test_constant_maps_score_exactly_zero(height, width, side, value, seed):
     """All tiles tie, also unequal ones at the border and maps that were resized."""
     x = normal(2, 2, height, width)
@@ -84,7 +84,7 @@ def test_constant_maps_score_exactly_zero(height, width, side, value, seed):
         assert degradation(wave, x, maps, **options).per_sample.tolist() == [0.0, 0.0]
 
 
-@given(st.integers(2, 7), st.integers(2, 7), st.integers(1, 2), st.integers(1, 4), st.integers(0, 99))
+@given(st.integers(2, 7), st.integers(4, 7), st.integers(1, 2), st.integers(1, 4), st.integers(0, 99))
 def test_opposite_maps_score_the_opposite(height, width, side, levels, seed):
     """D(-a) = -D(a) exactly, with many ties and without; and it is not zero for all."""
     x = normal(2, 2, height, width, seed=seed)
@@ -94,7 +94,7 @@ def test_opposite_maps_score_the_opposite(height, width, side, levels, seed):
     for maps in (ties, normal(2, 1, height, width, seed=seed + 1)):
         forth, back = (degradation(wave, x, a, **options).per_sample for a in (maps, -maps))
         assert torch.equal(forth, -back)
-    assert bool((forth != 0).any()) == ((height // side) * (width // side) > 1)
+    assert bool((forth != 0).all())
 
 
 def test_increasing_affine_maps_change_nothing():
@@ -255,13 +255,14 @@ def test_the_summary_scales_over_all_batches(sizes, given_normalizer):
     assert metric.summary().normalizer == pytest.approx(whole.normalizer)
 
 
-def test_examples_without_removable_units():
-    """They have no score, do not enter t1 and b, and do not end a run of batches."""
+@pytest.mark.parametrize("removable", [0, 1])
+def test_examples_with_fewer_than_two_units(removable):
+    """All orders of them are one: they have no score, do not enter t1 and b, and do not end a run of batches."""
     x, maps = normal(3, 6).abs(), normal(3, 6, seed=1)
     units = torch.arange(6).repeat(3, 1)
-    units[1] = -1
+    units[1, removable:] = -1
     options = {"output": "logit"}
-    with pytest.warns(CaptumIBAWarning, match="degradation is undefined for 1 of 3"):
+    with pytest.warns(CaptumIBAWarning, match="undefined for 1 of 3 .*fewer than two units"):
         result = degradation(lambda x: x.sum(dim=1), x, maps, 0.0, units, **options)
     others = degradation(lambda x: x.sum(dim=1), x[::2], maps[::2], 0.0, units[::2], **options)
     assert result.per_sample.isnan().tolist() == [False, True, False]

@@ -102,6 +102,16 @@ def test_examples_without_units():
             metric(lambda x: x.sum(dim=1), x[1:], x[1:], 0.0, units[1:])
 
 
+def test_a_single_unit_has_an_area():
+    """There is one order, and the curve is the line between the two ends."""
+    x, units = torch.tensor([[1.0, 2, 4], [1, 2, 5]]), torch.tensor([[3, 3, 3], [-1, 7, -1]])
+    wanted = torch.tensor([(7 + 0) / 2, (8 + 6) / 2], dtype=torch.float64)
+    for metric in (insertion, deletion):
+        result = metric(lambda x: x.sum(dim=1), x, normal(2, 3), 0.0, units, n_steps=None)
+        assert result.n_valid == 2
+        torch.testing.assert_close(result.per_sample, wanted)
+
+
 @pytest.mark.parametrize(
     "options", [{"n_steps": "5"}, {"n_steps": 0}, {"tile_size": 11}, {"output": 3}, {"seed": 0.5}, {"target": "cat"}]
 )

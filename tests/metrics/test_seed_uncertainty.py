@@ -5,7 +5,7 @@ import torch
 from scipy.stats import spearmanr
 
 from captum_iba import LayerIBA
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics import seed_uncertainty
 from tests.literal import normal, small_cnn
 
@@ -56,6 +56,37 @@ def test_seeds_that_do_not_fit_the_batch(iba, seed):
 def test_one_seed_knows_no_uncertainty(iba, n_seeds):
     with pytest.raises(InvalidArgumentError, match="n_seeds"):
         seed_uncertainty(iba, normal(1, 3, 10, 10), 0, n_seeds=n_seeds)
+
+
+class Unseeded:
+    def attribute(self, inputs, target=None):
+        return inputs
+
+
+@pytest.mark.parametrize("method", [small_cnn(), Unseeded(), None, lambda x: x])
+def test_what_takes_no_seed_is_refused(method):
+    """A model or another method in place of the bottleneck is named by its type."""
+    with pytest.raises(InvalidTypeError, match=f"method is a {type(method).__name__}; wanted a LayerIBA"):
+        seed_uncertainty(method, normal(1, 3, 10, 10), 0)
+
+
+def test_any_method_with_seeds_will_do():
+    """What counts is attribute(inputs, target, additional_forward_args, seed=[...]) with one seed for each block."""
+
+    class Seeded:
+        def attribute(self, inputs, target, additional, *, seed):
+            return inputs + torch.tensor(seed).repeat_interleave(2)[:, None]
+
+    found = seed_uncertainty(Seeded(), normal(2, 4), 0, n_seeds=3, seed=5)
+    torch.testing.assert_close(found.mean_map, normal(2, 4) + 6)
+
+
+def test_further_results_are_refused(iba):
+    """Diagnostics would stand beside the maps."""
+    with pytest.raises(InvalidTypeError, match="returned a tuple.*return_diagnostics"):
+        seed_uncertainty(iba, normal(1, 3, 10, 10), 0, n_seeds=2, return_diagnostics=True)
+    with pytest.raises(InvalidArgumentError, match="seed='a'"):
+        seed_uncertainty(iba, normal(1, 3, 10, 10), 0, seed="a")
 
 
 def test_arguments_of_a_call_are_repeated_alike():

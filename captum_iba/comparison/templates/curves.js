@@ -1,11 +1,14 @@
 // a method's buttons in all figures switch together
-const buttons = all(".legend button[data-method]"), groups = all(".series");
+const buttons = all(".legend button[data-method]"), groups = all(".series, .marks");
 const toggles = all(".legend .all");
 
 function setShown(name, shown) {
   buttons.filter((button) => button.dataset.method === name)
     .forEach((button) => button.setAttribute("aria-pressed", String(shown)));
   groups.filter((group) => group.dataset.method === name).forEach((group) => group.classList.toggle("off", !shown));
+  all(".chart").forEach((figure) => {
+    figure.classList.toggle("few", all(".series:not(.off)", figure).length <= Number(figure.dataset.most));
+  });
   const some = buttons.some((button) => button.getAttribute("aria-pressed") === "true");
   toggles.forEach((toggle) => { toggle.textContent = some ? "Hide all" : "Show all"; });
 }

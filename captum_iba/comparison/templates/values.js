@@ -22,6 +22,19 @@ headings.forEach((heading, column) => find("button", heading).addEventListener("
   find("#sorted").textContent = `Sorted by ${name}, ${next}.`;
 }));
 
+// a hint where the table is wider than the page, and a shadow where more of it is to the right
+const box = find(".scroll");
+
+function showSideways() {
+  const hidden = box.scrollWidth - box.clientWidth;
+  find(".sideways").hidden = hidden <= 1;
+  box.classList.toggle("more", hidden - box.scrollLeft > 1);
+}
+
+box.addEventListener("scroll", showSideways);
+window.addEventListener("resize", showSideways);
+showSideways();
+
 // paired differences
 function difference(metric, method, base) {
   const [i, j] = [method, base].sort((a, b) => a - b);
