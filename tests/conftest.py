@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import settings
 
@@ -19,3 +20,16 @@ torch.set_num_threads(1)
 # no timed tests: a busy machine must not fail one
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def squeezenet_weights(tmp_path_factory):
+    """State dict of torchvision's squeezenet1_1 with random weights: a file, as nothing is downloaded in tests."""
+    import torchvision
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torchvision.models.squeezenet1_1(weights=None)
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(model.state_dict(), path)
+    return path

@@ -2,7 +2,6 @@ import re
 
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -14,14 +13,9 @@ from captum_iba.photos import load_classifier, photos_in
 CLASSIFIER = "squeezenet1_1"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = torchvision.models.squeezenet1_1(weights=None)
-    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
-    torch.save(model.state_dict(), path)
-    return path
+@pytest.fixture
+def weights(squeezenet_weights):
+    return squeezenet_weights
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import sqlite3
 
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from captum_iba.cli import main
@@ -16,14 +15,9 @@ FILES = {"table.md", "report.html", "scores.csv", "curves.png", "configuration.j
 CHEAP = ("--methods", "Random,Saliency", "--metrics", "degradation 14x14,bounding box", "--n-steps", "3")
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = torchvision.models.squeezenet1_1(weights=None)
-    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
-    torch.save(model.state_dict(), path)
-    return path
+@pytest.fixture
+def weights(squeezenet_weights):
+    return squeezenet_weights
 
 
 @pytest.fixture
