@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare
+from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare, registered_methods
 from captum_iba.comparison._processes import process_group, rank
+from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS
 from captum_iba.comparison.dataset import ExampleSet, TensorExamples
 from captum_iba.errors import DeviceError, InvalidArgumentError
 from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
@@ -46,6 +47,8 @@ def add_parser(commands: Any) -> None:
         help="compare attribution methods on photos, or on the embedded digits (--demo)",
         description="Every method, every metric, one table and one page. Interrupted, the same command goes on where "
         "it was. Under torchrun the examples are shared out among the processes.",
+        epilog=f"Methods: {', '.join(registered_methods())}. Metrics of paper: {', '.join(PAPER_METRICS)}; of all, in "
+        f"addition: {', '.join(FURTHER_METRICS)}.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--demo", action="store_true", help="the embedded digits and their network")
@@ -67,7 +70,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--boxes-target", metavar="CLASS", help="class of the photos in --boxes; default: as the other photos"
     )
-    parser.add_argument("--crop", choices=("center", "none"), help="none: the whole photo, squeezed")
+    parser.add_argument("--crop", choices=("center", "none"), help="none: the whole photo, squeezed; default: center")
     parser.add_argument(
         "--largest-coverage",
         type=float,
@@ -76,7 +79,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="most photos of --data (or digits), spread evenly")
     parser.add_argument("--model", help="torchvision's name, default: resnet50")
     parser.add_argument("--weights", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
-    parser.add_argument("--layer", metavar="NAME", help="of the bottleneck, default: chosen by the feature maps' size")
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="of the bottleneck, default: chosen by the feature maps' size; stage1 with --demo",
+    )
     parser.add_argument("--gradcam-layer", metavar="NAME", help="of the GradCAM methods, default: the last feature map")
     calibration = parser.add_mutually_exclusive_group()
     calibration.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos for statistics and patterns")

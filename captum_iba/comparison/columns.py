@@ -16,6 +16,9 @@ from captum_iba.comparison._removal_columns import AreaColumn, DegradationColumn
 from captum_iba.comparison._types import Baseline
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
+PAPER_METRICS = ("degradation 8x8", "degradation 14x14", "bounding box", "sensitivity-n", "sufficiency")
+FURTHER_METRICS = ("insertion", "deletion", "infidelity", "sensitivity max")
+
 
 def find_columns(
     metrics: str | Sequence[str | Column], n_steps: int | None, n_perturb_samples: int, baselines: Baseline = "mean"
@@ -53,7 +56,8 @@ def find_columns(
     ]
     by_name: Mapping[str, Column] = {column.info.name: column for column in own}
     if isinstance(metrics, str):
-        metrics = {"paper": list(own[:5]), "all": list(own)}.get(metrics, [metrics])
+        sets = {"paper": PAPER_METRICS, "all": (*PAPER_METRICS, *FURTHER_METRICS)}
+        metrics = list(sets.get(metrics, (metrics,)))
     if not isinstance(metrics, Sequence):
         raise InvalidTypeError(f"metrics is a {type(metrics).__name__}; wanted 'paper', 'all' or names.")
     found = []
