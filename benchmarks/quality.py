@@ -57,6 +57,7 @@ def main() -> None:
         annotations=options.data / "annots",
         crop="none",
         largest_coverage=options.largest,
+        only_boxes=options.metrics == ["bounding box"],
     )
     iba = calibrated(classifier, classifier.model.get_submodule(options.layer), options.calibrate)
     methods = [variant(iba, name) for name in SETTINGS]
