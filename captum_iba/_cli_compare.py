@@ -206,6 +206,7 @@ def _demo(options: argparse.Namespace) -> _Subject:
 
 
 def _photos(options: argparse.Namespace) -> _Subject:
+    photos_in(options.data)  # before any weights are downloaded
     classifier = load_classifier(options.model, options.weights)
     if options.labels is not None and options.target is not None:
         raise InvalidArgumentError("--labels and --target name the classes twice; pass one of them.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 
 import captum
 import torch
@@ -16,6 +19,7 @@ from captum_iba.comparison._runner import Plan
 from captum_iba.comparison.dataset import ExampleSet
 from captum_iba.comparison.methods import Method
 from captum_iba.errors import CaptumIBAError
+from captum_iba.metrics._options import described
 
 
 def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None, watched: bool) -> dict[str, object]:
@@ -41,8 +45,8 @@ def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None
         "statistics": _or_reason(lambda: _summary(context.statistics)) if is_fitted else "not needed",
         "calibration": _or_reason(lambda: context.calibration.summary) if is_calibrated else "not needed",
         "methods": [_method(method) for method in plan.methods],
-        "method_options": {name: {k: _text(v) for k, v in o.items()} for name, o in context.options.items()},
-        "metrics": [_text(column) for column in plan.columns],
+        "method_options": {name: {k: described(v) for k, v in o.items()} for name, o in context.options.items()},
+        "metrics": [_column(column) for column in plan.columns],
         "categories": None if plan.categories is None else _digest(plan.categories),
         "examples": len(examples.keys),
         "data": dict(examples.fingerprint) if watched else None,
@@ -72,17 +76,35 @@ def versions() -> dict[str, str]:
 
 def _method(method: Method) -> str:
     """Name, description, and a digest of the code of a user's function."""
-    code = getattr(method.source, "__code__", None)
-    watched = "" if code is None else f" [{hashlib.sha256(_code(code)).hexdigest()[:8]}]"
+    watched = "" if method.source is None else f" [{hashlib.sha256(_function(method.source).encode()).hexdigest()[:8]}]"
     return f"{method.name}: {method.description}{watched}"
 
 
-def _code(code: object) -> bytes:
-    constants = getattr(code, "co_consts", ())
-    inner = b"".join(_code(c) if hasattr(c, "co_code") else _text(c).encode() for c in constants)
-    names = repr(getattr(code, "co_names", ())).encode()
-    own: bytes = getattr(code, "co_code", b"")
-    return own + names + inner
+def _function(function: object) -> str:
+    """A function by its code and defaults, a partial by its parts, another callable by its class's code."""
+    if isinstance(function, functools.partial):
+        return repr([_function(function.func), _text(function.args), _text(function.keywords)])
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        called = type(function).__call__ if callable(function) else None
+        return "" if getattr(called, "__code__", None) is None else _function(called)
+    defaults = _text(getattr(function, "__defaults__", None)) + _text(getattr(function, "__kwdefaults__", None))
+    return _constant(code) + defaults
+
+
+def _constant(value: object) -> str:
+    """A constant of code as text that does not depend on the process: sets have an order of their own in each."""
+    if isinstance(value, types.CodeType):
+        return repr([value.co_code, value.co_names, [_constant(constant) for constant in value.co_consts]])
+    if isinstance(value, frozenset):
+        return repr(sorted(_constant(item) for item in value))
+    return repr([_constant(item) for item in value]) if isinstance(value, tuple) else _text(value)
+
+
+def _column(column: object) -> str:
+    """A metric with its settings."""
+    return _text(column) if is_dataclass(column) else f"{_text(column)} {_text(vars(column))}"
 
 
 def _or_reason(find: Callable[[], str]) -> str:

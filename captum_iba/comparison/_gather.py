@@ -42,7 +42,7 @@ def gather(
     for method in methods:
         own = [record.methods[method.name] for record in read]
         scores[method.name], curves[method.name] = _gather_columns(own, columns, of_data)
-        undefined[method.name] = _undefined(own, columns)
+        undefined[method.name] = _undefined(own, columns) | _without_scale(own, columns, scores[method.name])
         maps[method.name] = {
             record.info.key: result.heat_map
             for record, result in zip(read, own, strict=True)
@@ -93,6 +93,19 @@ def _undefined(results: Sequence[MethodRecord], columns: Sequence[Column]) -> di
         reasons = Counter(record["undefined"] for record in records if record is not None and "undefined" in record)
         if reasons:
             found[column.info.name] = (sum(reasons.values()), reasons.most_common(1)[0][0])
+    return found
+
+
+def _without_scale(
+    results: Sequence[MethodRecord], columns: Sequence[Column], scores: Mapping[str, Array]
+) -> dict[str, tuple[int, str]]:
+    """Why a metric that has records for every example has no score for any: the data set as a whole has no scale."""
+    found = {}
+    for column in columns:
+        name, reason = column.info.name, getattr(column, "why_without_scale", "")
+        n = sum("score" in ((result.metrics or {}).get(name) or {}) for result in results)
+        if reason and n and np.isnan(scores[name]).all():
+            found[name] = (n, reason)
     return found
 
 

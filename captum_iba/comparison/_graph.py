@@ -277,6 +277,8 @@ def assert_relu_modules(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -
         )
 
 
+# they divide by a deviation of the example's own
+_EXAMPLE_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _DEEP_LIFT = (nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softmax)
 
 
@@ -301,7 +303,9 @@ def assert_deep_lift_modules(model: nn.Module, inputs: Tensor | tuple[Tensor, ..
         Traceback (most recent call last):
         captum_iba.errors.UnsupportedModelError: DeepLift has no rule for Gelu in '1' (GELU). ...
     """
-    found = functional_activations(model, inputs, _DEEP_LIFT)
+    graph = read_graph(model, inputs)
+    norms = [str(call) for call in graph.calls if isinstance(call.module, _EXAMPLE_NORMS)]
+    found = functional_activations(model, inputs, _DEEP_LIFT) + list(dict.fromkeys(norms))
     if found:
         raise UnsupportedModelError(
             f"DeepLift has no rule for {shorten(found)}. Put nn.ReLU() in the place of torch.relu; for other "

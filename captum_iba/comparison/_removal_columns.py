@@ -33,6 +33,14 @@ class DegradationColumn:
     needs_boxes: bool = False
 
     @property
+    def why_without_scale(self) -> str:
+        """Reason for scores that are all undefined."""
+        return (
+            "The mean top-1 probability of the intact images is not above the target's mean probability on the fully "
+            "degraded ones (t1 <= b), so there is no scale. Choose another baseline."
+        )
+
+    @property
     def info(self) -> MetricInfo:
         """See :class:`Column`."""
         side = f"{self.tile_size}x{self.tile_size}"

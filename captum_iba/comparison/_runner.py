@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -157,7 +158,7 @@ class Runner:
             if not applies:
                 continue
             try:
-                found[column.info.name] = column.measure(state, maps, explain)
+                found[column.info.name] = _for_json(column.measure(state, maps, explain))
             except torch.OutOfMemoryError:
                 raise
             except CaptumIBAWarning as warning:
@@ -215,6 +216,12 @@ def _boxes(example: Example) -> Array | None:
         return None
     rows, columns = (example.mask.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
     return np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=np.float64)
+
+
+def _for_json(record: Record) -> Record:
+    """The record, if it can be kept; columns come from anywhere."""
+    json.dumps(record, allow_nan=False)
+    return record
 
 
 def _guarded(explain: Explainer) -> Explainer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from captum_iba.comparison.dataset import ExampleSet, as_examples
 from captum_iba.comparison.methods import Context, Explainer, Method, find_methods
 from captum_iba.comparison.report import Report
 from captum_iba.comparison.store import ExampleRecord, Store
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, UnreadableExampleError
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, UnreadableExampleError
 
 
 def compare(
@@ -201,9 +202,8 @@ def _run(
 ) -> list[ExampleRecord]:
     """Records of all examples, in the order of the data; those that are stored are not computed again."""
     own_file = _own_file(path)
-    with Store(own_file, configuration) as store:
-        if rank() == 0 and path is not None:
-            _import_others(store, Path(path), configuration)
+    with ExitStack() as stack:
+        store = _opened(stack, own_file, path, configuration)
         done = set().union(*from_all(store.keys()))
         todo = [index for index, key in enumerate(examples.keys) if key not in done]
         mine = todo[rank() :: world_size()]
@@ -226,6 +226,26 @@ def _run(
     if rank() > 0 and own_file is not None:
         own_file.unlink(missing_ok=True)
     return [records[key] for key in examples.keys]
+
+
+def _opened(
+    stack: ExitStack, own_file: Path | None, path: str | os.PathLike[str] | None, configuration: Mapping[str, object]
+) -> Store:
+    """This process's file of results; if the first process refuses its own, no other one makes any."""
+    refusal: str | None = None
+    if rank() == 0:
+        try:
+            store = stack.enter_context(Store(own_file, configuration))
+            if path is not None:
+                _import_others(store, Path(path), configuration)
+        except CaptumIBAError as error:
+            if world_size() == 1:
+                raise
+            refusal = str(error)
+    refusals = from_all(refusal)
+    if refusals[0] is not None:
+        raise InvalidArgumentError(refusals[0])
+    return store if rank() == 0 else stack.enter_context(Store(own_file, configuration))
 
 
 def _own_file(path: str | os.PathLike[str] | None) -> Path | None:

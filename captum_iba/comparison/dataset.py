@@ -294,11 +294,28 @@ def _finished(
     """The example, with a mask where there is something inside it."""
     if not bool(torch.isfinite(inputs).all()):
         raise UnreadableExampleError(f"{key}: the image holds NaN or infinity.")
+    if display is not None and not _is_display(display, inputs):
+        raise UnreadableExampleError(
+            f"{key}: to_display gave a {_kind(display)}; wanted a Tensor (1 or 3, {inputs.shape[1]}, "
+            f"{inputs.shape[2]}) from 0 to 1."
+        )
     if mask is None and boxes is not None:
         mask = boxes_to_mask(boxes, (inputs.shape[1], inputs.shape[2]))
     if mask is not None and not bool(mask.any()):
         boxes = mask = None
     return Example(key, inputs, target, boxes, mask, display)
+
+
+def _is_display(display: object, inputs: Tensor) -> bool:
+    return (
+        isinstance(display, Tensor)
+        and display.ndim == 3
+        and display.shape
+        in (
+            (1, *inputs.shape[1:]),
+            (3, *inputs.shape[1:]),
+        )
+    )
 
 
 def _as_images(images: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ _METHODS: dict[str, Method] = {}
 def register_method(
     name: str, build: Callable[[Context], Explainer], description: str = "", unit: str = NO_UNIT
 ) -> Method:
-    """Add a method to the registry, for :func:`compare` and the command line; one of the same name is replaced.
+    """Add a method to the registry, for every later :func:`compare`; one of the same name is replaced.
 
     Args:
         name (str): the row's heading.

@@ -119,7 +119,11 @@ class Store:
             return
         was, now = ({name: json.loads(text) for name, text in side.items()} for side in (found, wanted))
         differences = _differences("", was, now)
-        if differences:
+        if differences and not self._connection.execute("SELECT 1 FROM examples LIMIT 1").fetchone():
+            # nothing was computed under the old one, which may have been a mistake
+            self._connection.execute("DELETE FROM configuration")
+            self._connection.executemany("INSERT INTO configuration VALUES (?, ?)", wanted.items())
+        elif differences:
             raise InvalidArgumentError(
                 f"store={str(self.path)!r} holds results of another configuration: {'; '.join(differences)}. Use the "
                 "old arguments to go on, or another file to start anew."

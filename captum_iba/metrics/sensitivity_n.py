@@ -249,8 +249,8 @@ def _sizes(n: int | Sequence[int] | None, n_units: int) -> list[int]:
     sizes = list(n) if isinstance(n, Sequence) else [n]
     if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
         raise InvalidArgumentError(f"n={n!r}; wanted sizes of sets, integers of at least 1.")
-    if max(sizes) > n_units:
-        raise InvalidArgumentError(f"n={max(sizes)} is more than the {n_units} units; pass at most that many.")
+    if min(sizes) > n_units:
+        raise InvalidArgumentError(f"n={min(sizes)} is more than the {n_units} units; pass at most that many.")
     return sizes
 
 
@@ -263,7 +263,8 @@ def _draw(removable: Tensor, n: int, n_sets: int, seed: int) -> Tensor:
     if bool(removable.all()):
         removable = removable[:1]
     keys = torch.where(removable[:, None], keys, float("inf"))
-    lowest = keys.topk(n, dim=2, largest=False).indices
+    # where no example has n units the sets are never looked at
+    lowest = keys.topk(min(n, keys.shape[2]), dim=2, largest=False).indices
     return torch.zeros_like(keys, dtype=torch.bool).scatter_(2, lowest, True)
 
 

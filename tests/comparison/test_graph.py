@@ -7,7 +7,7 @@ import torchvision
 from captum.attr import GuidedBackprop, Saliency
 from torch import nn
 
-from captum_iba.comparison._graph import assert_relu_modules, functional_activations
+from captum_iba.comparison._graph import assert_deep_lift_modules, assert_relu_modules, functional_activations
 from captum_iba.errors import InvalidArgumentError, NoTensorError, UnsupportedModelError
 from tests.attr.test_bad_input import state_of
 
@@ -163,3 +163,20 @@ def test_several_inputs():
 
     x = torch.randn(3, 4)
     assert functional_activations(Two(), (x, x, torch.tensor([1, 2, 3]))) == ["Relu in the model (Two)"]
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm([4, 8, 8]), nn.InstanceNorm2d(4)])
+def test_deep_lift_has_no_rule_for_norms_of_the_example(norm):
+    """They divide by a deviation of the example's own, of which the gradient is no share of the output."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)).eval()
+    with pytest.raises(UnsupportedModelError, match=f"'1' .{type(norm).__name__}"):
+        assert_deep_lift_modules(model, torch.randn(1, 3, 8, 8))
+
+
+def test_deep_lift_takes_what_captum_has_rules_for():
+    """Batch normalisation in evaluation mode is linear; sigmoids and their kin have a rule."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.ELU(),
+        nn.Flatten(), nn.Linear(36, 2),
+    ).eval()  # fmt: skip
+    assert_deep_lift_modules(model, torch.randn(1, 3, 8, 8))

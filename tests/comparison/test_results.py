@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_iba.comparison import Method, compare
+from captum_iba.comparison import Method, MetricInfo, compare
 from captum_iba.comparison.methods import find_methods
 from captum_iba.errors import InvalidArgumentError
 from tests.comparison.comparison_cases import toy_cnn, toy_images, toy_options
@@ -79,3 +79,50 @@ def test_a_report_answers_unknown_names(call):
         getattr(report, call)("dim", "deletion")
     with pytest.raises(InvalidArgumentError, match="'insertion' was not compared; wanted one of deletion"):
         report.paired("bright", "bright", "insertion")
+
+
+def test_a_data_set_without_scale_says_so():
+    """Where the degraded images are as sure as the intact ones, the missing scores have a reason."""
+    report = compare(
+        FlatOnly().eval(), (toy_images(2), [0, 0]), {"bright": lambda x, y: x}, ["degradation 8x8"], **toy_options()
+    )
+    assert np.isnan(report.mean("bright", "degradation 8x8"))
+    n, reason = report.results.undefined["bright"]["degradation 8x8"]
+    assert n == 2 and "t1 <= b" in reason and "t1 <= b" in str(report)
+
+
+class FlatOnly(nn.Module):
+    """Sure of class 0 for images of one colour, and of none for others."""
+
+    def forward(self, x):
+        flat = 1 / (1 + x.flatten(1).std(dim=1, keepdim=True))
+        return torch.cat([8 * flat, flat * 0, flat * 0], dim=1)
+
+
+class Odd:
+    """A metric of a user's own whose records cannot be kept."""
+
+    info = MetricInfo("odd", "")
+    needs_boxes = False
+
+    def measure(self, state, maps, explain):
+        return {"score": maps.sum()}
+
+    def gather(self, records):
+        return np.array([np.nan if record is None else record["score"] for record in records]), None
+
+
+def test_records_that_cannot_be_kept_are_undefined():
+    """A tensor in a record costs that metric's value and tells why, rather than the run."""
+    report = compare(toy_cnn(), (toy_images(1), [0]), {"bright": lambda x, y: x}, [Odd(), "deletion"], **toy_options())
+    assert "Tensor" in report.results.undefined["bright"]["odd"][1]
+    assert report.mean("bright", "deletion") > 0
+
+
+@pytest.mark.parametrize("display", [lambda x: x.numpy(), lambda x: x.repeat(2, 1, 1)])
+def test_pictures_of_another_kind_cost_their_example(display):
+    """What to_display gives is checked where it is made."""
+    with pytest.raises(InvalidArgumentError, match="to_display"):
+        compare(
+            toy_cnn(), (toy_images(1), [0]), {"b": lambda x, y: x}, ["deletion"], to_display=display, **toy_options()
+        )

@@ -1,7 +1,10 @@
 """Laws of the store: what goes in comes out, other configurations and other files are refused, nothing is lost."""
 
+import functools
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -170,6 +173,10 @@ def run(path, model=None, images=None, methods=None, **options):
     return compare(model or toy_cnn(), (images, [0, 1]), methods, ["degradation 8x8"], **given)
 
 
+def with_default(x, _y, _power=1):
+    return x
+
+
 def changed_weights():
     model = toy_cnn()
     model[0].bias.data[0] += 1e-6
@@ -188,6 +195,8 @@ def changed_weights():
         ({"categories": ["a", "b", "c"]}, "categories was null"),
         ({"layer": "3"}, 'layer was "0", is "3"'),
         ({"gradcam_layer": "0"}, "gradcam_layer was"),
+        ({"methods": {"bright": functools.partial(bright)}}, r"methods had .*; methods has"),
+        ({"methods": {"bright": with_default}}, r"methods had .*; methods has"),
         ({"methods": {"bright": dark}}, r'methods had "bright:  \[\w+\]"; methods has "bright:'),
         ({"method_options": {"bright": {"power": 2}}}, r"method_options\.bright was null"),
     ],
@@ -203,8 +212,9 @@ def test_a_comparison_with_other_arguments_does_not_go_on(tmp_path, change, said
 def test_other_calibration_data_do_not_go_on(tmp_path, methods):
     """Statistics and patterns come from the calibration data, statistics that are given notwithstanding."""
     run(tmp_path / "results.db", methods=methods)
-    with pytest.raises(InvalidArgumentError, match='calibration was "20 images'):
-        run(tmp_path / "results.db", methods=methods, calibration=[toy_images(21, seed=1)])
+    for changed in (toy_images(21, seed=1), toy_images(20, seed=1).flip(2)):
+        with pytest.raises(InvalidArgumentError, match='calibration was "20 images'):
+            run(tmp_path / "results.db", methods=methods, calibration=[changed])
 
 
 def test_other_items_of_a_data_set_do_not_go_on(tmp_path):
@@ -214,6 +224,36 @@ def test_other_items_of_a_data_set_do_not_go_on(tmp_path):
     compare(toy_cnn(), Listed(items[:3]), {"bright": bright}, ["degradation 8x8"], **options)
     with pytest.raises(InvalidArgumentError, match=r"data\.digest was"):
         compare(toy_cnn(), Listed(items[3:]), {"bright": bright}, ["degradation 8x8"], **options)
+
+
+def test_a_store_without_results_takes_new_arguments(tmp_path):
+    """A run that was wrong from the start leaves nothing that stands in the way of the right one."""
+    with pytest.raises(InvalidArgumentError, match="target"):
+        compare(toy_cnn(), (toy_images(1), [9]), {"bright": bright}, ["deletion"], **toy_options(store=tmp_path / "a"))
+    found = compare(
+        toy_cnn(), (toy_images(1), [2]), {"bright": bright}, ["deletion"], **toy_options(store=tmp_path / "a")
+    )
+    assert len(found.results.examples) == 1
+
+
+def test_code_is_told_apart_in_every_process():
+    """A set among the constants of a function has another order in each process, and the same description."""
+    code = (
+        "from captum_iba.comparison._configuration import _function\n"
+        "def f(x, y): return x if y in {'alpha', 'beta', 'gamma'} else y\n"
+        "print(_function(f))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1 and "gamma" in found.pop()
 
 
 class Listed(torch.utils.data.Dataset):

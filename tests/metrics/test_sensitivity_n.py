@@ -217,7 +217,7 @@ def test_a_batch_without_value_does_not_end_the_run():
         ({"n": np.int64(2)}, "sizes of sets"),
         ({"n": []}, "sizes of sets"),
         ({"n": [0, 1]}, "sizes of sets"),
-        ({"n": [1, 9]}, "n=9 is more than the 8 units"),
+        ({"n": [9, 10]}, "n=9 is more than the 8 units"),
         ({"n_perturb_samples": 1}, "n_perturb_samples=1"),
         ({"pool": "mean"}, "pool='mean'"),
         ({"index_sets": []}, "index_sets is empty"),
@@ -236,3 +236,23 @@ def test_bad_options(options, words):
     """Wrong options are named."""
     with pytest.raises(CaptumIBAError, match=words):
         sensitivity_n(lambda x: x.sum(dim=1), normal(2, 8), normal(2, 8), **{"n": 2, **options})
+
+
+def test_short_texts_score_alone_as_beside_long_ones():
+    """Sizes that an example is too short for are left out of its score, whatever the batch around it."""
+    x, maps = normal(2, 6, seed=1), normal(2, 6, seed=2)
+    mask = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, -1, -1, -1]])
+    weights = normal(6, seed=3)
+
+    def model(x):
+        return (x * weights).sum(dim=1) + x[:, 0] * x[:, 1]
+
+    options = {"n": [1, 2, 3, 4, 5], "baselines": 0.0, "n_perturb_samples": 20}
+    together = sensitivity_n(model, x, maps, feature_mask=mask, **options)
+    alone = sensitivity_n(model, x[1:], maps[1:], feature_mask=mask[1:], **options)
+    torch.testing.assert_close(alone.correlations[0], together.correlations[1], rtol=0, atol=1e-12, equal_nan=True)
+    assert alone.correlations[0].isnan().tolist() == [False, False, True, True, True]
+    metric = SensitivityN(model, **options)
+    metric.evaluate(x[:1], maps[:1], feature_mask=mask[:1])
+    metric.evaluate(x[1:], maps[1:], feature_mask=mask[1:])
+    torch.testing.assert_close(metric.summary().per_sample, together.per_sample, rtol=0, atol=1e-12)
