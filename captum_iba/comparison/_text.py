@@ -155,9 +155,7 @@ def value_count(results: Results, method: str, metric: str) -> int:
 
 
 def column_count(results: Results, metric: str) -> int:
-    """The number of examples that a column is about: all, or for the bounding box those with any value of it."""
-    if metric != BOUNDING_BOX:
-        return len(results.examples)
+    """The number of examples that a column is about: those on which any method has a value of it."""
     defined = np.zeros(len(results.examples), bool)
     for info in methods_that_ran(results):
         defined |= ~np.isnan(results.scores[info.name][metric])
@@ -212,7 +210,8 @@ def _column_notes(results: Results, metric: str) -> list[str]:
         lines.append(f"{metric}: no example has {'a value' if who else missing}{who}")
     wanted, total = column_count(results, metric), len(results.examples)
     if 0 < wanted < total:
-        lines.append(f"{metric}: over {wanted} of {count_text(total)}; it needs boxes (or masks)")
+        why = "; it needs boxes (or masks)" if metric == BOUNDING_BOX else ""
+        lines.append(f"{metric}: over {wanted} of {count_text(total)}{why}")
     return lines
 
 

@@ -42,7 +42,7 @@ def test_markdown_by_hand(results):
         "| method | up ↑ | down ↓ | size | seconds an image ↓ | peak memory, MB ↓ |",
         "| :-- | --: | --: | --: | --: | --: |",
         # 1 / sqrt(3) = 0.577
-        "| IBA | **2.00 ± 0.58 (1)** | 4.000 ± 0 (2) | 1.000 ± –, n=1 | 0.500 | 1235 |",
+        "| IBA | **2.00 ± 0.58 (1)** | 4.000 ± 0 (2) | 1.000 ± – | 0.500 | 1235 |",
         # sqrt(0.02) / sqrt(2) = 0.1; sqrt(0.5) / sqrt(2) = 0.5
         "| LRP | 0.20 ± 0.10 (2), n=2 | **1.50 ± 0.50 (1), n=2** | – | 0.0123 | – |",
         "| A\\|B | – | – | – | – | – |",
@@ -52,6 +52,7 @@ def test_markdown_by_hand(results):
         "- A\\|B could not run: no &lt;hooks> here",
         "- LRP failed on 1 of 3 examples: no \\[1, 1\\]",
         "- size: no example has a value for LRP",
+        "- size: over 1 of 3 examples",
         "- peak memory was not measured for LRP",
         "",
         "Best mean of each metric; not told apart from it: a paired difference within two standard errors:",
