@@ -133,7 +133,7 @@ def test_unreadable_photo_is_a_reason(photos, weights, tmp_path, capsys):
         (("--demo", "--model", "resnet18"), "--model"),
         (("--demo", "--limit", "0"), "n is 0"),
         (("--demo", "--methods", "Random", "--beta", "3"), "LayerIBA"),
-        (("--data", "nowhere", "--model", "resnet5"), "resnet50"),
+        (("--data", "nowhere", "--model", "resnet5"), "'nowhere' is no folder"),
     ],
 )
 def test_mistakes_are_answered(options, message, tmp_path, capsys):
@@ -153,6 +153,7 @@ def test_mistakes_are_answered(options, message, tmp_path, capsys):
     [
         (("--labels", "folder", "--target", "tench"), "--target"),
         (("--target", "kangaroo!"), "kangaroo!"),
+        (("--model", "resnet5"), "resnet50"),
         (("--boxes", "nowhere"), "no folder"),
         (("--boxes-target", "tench"), "--boxes"),
         (("--labels", "none.csv"), "none.csv"),
