@@ -50,6 +50,14 @@ def add_parser(commands: Any) -> None:
         epilog=f"Methods: {', '.join(registered_methods())}. Metrics of paper: {', '.join(PAPER_METRICS)}; of all, in "
         f"addition: {', '.join(FURTHER_METRICS)}.",
     )
+    _add_data(parser)
+    _add_model(parser)
+    _add_run(parser)
+    parser.set_defaults(run=run, **_OF_PHOTOS)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """What is explained."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--demo", action="store_true", help="the embedded digits and their network")
     source.add_argument("--data", type=Path, metavar="FOLDER", help="photos")
@@ -76,7 +84,11 @@ def add_parser(commands: Any) -> None:
         type=float,
         help="boxes that cover this share or more do not count, default: 0.33 (paper)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="most photos of --data (or digits), spread evenly")
+    parser.add_argument("--limit", type=int, metavar="N", help="most photos of --data, spread evenly, or most digits")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """What explains it."""
     parser.add_argument("--model", help="torchvision's name, default: resnet50")
     parser.add_argument("--weights", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
     parser.add_argument(
@@ -88,6 +100,10 @@ def add_parser(commands: Any) -> None:
     calibration = parser.add_mutually_exclusive_group()
     calibration.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos for statistics and patterns")
     calibration.add_argument("--statistics", type=Path, metavar="FILE", help="feature statistics of the layer")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What is compared, and how."""
     parser.add_argument("--methods", default="paper", help="paper, all, or names separated by commas")
     parser.add_argument("--metrics", default="paper", help="paper, all, or names separated by commas")
     parser.add_argument(
@@ -109,7 +125,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("iba-compared"), metavar="DIR", help="default: iba-compared"
     )
-    parser.set_defaults(run=run, **_OF_PHOTOS)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from captum_iba._cli_compare import SOME_SKIPPED
 from captum_iba._cli_compare import add_parser as add_compare
 from captum_iba.attr import LayerIBA, resize_bits, suggest_layer
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MissingFileError, StatisticsError
@@ -18,7 +19,7 @@ from captum_iba.photos import Classifier, load_classifier, photos_in, read_batch
 from captum_iba.visualization import Heatmap, plot_attributions
 
 _BATCH_SIZE = 8
-USER_ERROR, SOME_SKIPPED = 2, 1
+USER_ERROR = 2
 _STATISTICS_HINT = (
     "--calibrate FOLDER makes the statistics of this model and layer, from about a thousand photos, and writes them to "
     "the output folder; --statistics FILE uses them again."

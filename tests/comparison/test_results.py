@@ -1,5 +1,7 @@
 """Laws of what a comparison reports: scales of the whole data, reasons, what is drawn, answers to wrong names."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,12 @@ def test_a_mask_without_boxes_is_drawn_by_its_rectangle():
 def test_statistics_are_not_estimated_where_nothing_needs_them():
     """Neither statistics nor the warning about them for methods and metrics without a bottleneck."""
     options = toy_options() | {"calibration": None, "statistics": None, "layer": None}
-    compare(toy_cnn(), (toy_images(2), [0, 1]), ["Saliency"], ["deletion"], **options)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        report = compare(toy_cnn(), (toy_images(2), [0, 1]), ["Saliency"], ["deletion"], **options)
+    assert [str(warning.message) for warning in given] == []
+    found = report.results.configuration
+    assert (found["statistics"], found["calibration"]) == ("not needed", "not needed")
 
 
 def test_noise_that_follows_the_image_does_not_count_as_sensitivity():
