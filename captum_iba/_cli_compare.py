@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_iba._processes import process_group, rank
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare, registered_methods
-from captum_iba.comparison._processes import process_group, rank
 from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS
 from captum_iba.comparison.dataset import ExampleSet, TensorExamples
 from captum_iba.errors import DeviceError, InvalidArgumentError

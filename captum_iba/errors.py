@@ -71,6 +71,14 @@ class StatisticsFileError(StatisticsError):
     """A file does not hold feature statistics that can be read."""
 
 
+class NotTrainedError(CaptumIBAError, RuntimeError):
+    """A readout bottleneck is asked for bits before it was trained."""
+
+
+class ReadoutFileError(CaptumIBAError, ValueError):
+    """A file does not hold a readout bottleneck that fits this model and layer."""
+
+
 class StoreError(CaptumIBAError, OSError):
     """A file of results cannot be read or written."""
 

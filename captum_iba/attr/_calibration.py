@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from captum_iba._captum import _format_additional_forward_args, _format_tensor_into_tuples, _run_forward
+from captum_iba._warn import Warner
 from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.bottleneck.containers import map_tensors
 from captum_iba.bottleneck.replay import Recording, Site
 from captum_iba.bottleneck.statistics import FeatureStatistics, Kind
-from captum_iba.errors import InvalidTypeError, StatisticsError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, StatisticsError
 
+T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 InputFn = Callable[[Any], tuple[Any, Any]]
 Per = Literal["auto", "feature", "channel"]
+_FEW_EXAMPLES = 1000
 
 
 def forward_calls(
     forward_func: Callable[..., Any], data: Iterable[Any], input_fn: InputFn | None, device: torch.device | None
 ) -> Iterator[Callable[[], Any]]:
     """Turn batches, as a DataLoader yields them, into forward passes that wait to be run."""
-    batches = [data] if isinstance(data, (Tensor, Mapping)) else data
-    if not isinstance(batches, Iterable):
-        raise InvalidTypeError(f"data is a {type(data).__name__}; wanted an iterable of batches, such as a DataLoader.")
+    for batch in as_batches(data):
+        inputs, additional = arguments_of(batch, input_fn)
+        yield forward_call(forward_func, *on_device((inputs, additional), device))
 
-    def to_device(tensor: Tensor) -> Tensor:
-        return tensor if device is None else tensor.to(device)
 
-    for batch in batches:
-        inputs, additional = (_inputs_of(batch), None) if input_fn is None else _pair(input_fn(batch))
-        inputs, additional = map_tensors(to_device, inputs), map_tensors(to_device, additional)
-        if isinstance(inputs, Mapping):
-            yield functools.partial(forward_func, **inputs)
-        else:
-            inputs = _format_tensor_into_tuples(tuple(inputs) if isinstance(inputs, list) else inputs)
-            args = _format_additional_forward_args(additional)
-            yield functools.partial(_run_forward, forward_func, inputs, None, args)
+def as_batches(data: Any, name: str = "data") -> Iterable[Any]:
+    """An iterable of batches; a single tensor or mapping is one batch.
+
+    Raises:
+        InvalidTypeError: nothing to iterate over.
+    """
+    if isinstance(data, (Tensor, Mapping)):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise InvalidTypeError(
+            f"{name} is a {type(data).__name__}; wanted an iterable of batches, such as a DataLoader."
+        )
+    return data
+
+
+def arguments_of(batch: Any, input_fn: InputFn | None) -> tuple[Any, Any]:
+    """(inputs, additional_forward_args) of a batch."""
+    return (_inputs_of(batch), None) if input_fn is None else _pair(input_fn(batch))
+
+
+def on_device(value: T, device: torch.device | None) -> T:
+    """Every tensor in nested containers on the device; None leaves them where they are."""
+    moved: T = value if device is None else map_tensors(lambda tensor: tensor.to(device), value)
+    return moved
+
+
+def forward_call(forward_func: Callable[..., Any], inputs: Any, additional: Any) -> Callable[[], Any]:
+    """The forward pass on inputs, of which a mapping means keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return functools.partial(forward_func, **inputs)
+    inputs = _format_tensor_into_tuples(tuple(inputs) if isinstance(inputs, list) else inputs)
+    return functools.partial(_run_forward, forward_func, inputs, None, _format_additional_forward_args(additional))
 
 
 def _pair(returned: Any) -> tuple[Any, Any]:
@@ -95,12 +121,16 @@ class Collector:
         """Run one batch as far as the layer and merge its statistics."""
         # what ran before the layer tells where the channels are; once is enough
         recording = Recording.make(self._site, call, self._modules if self.statistics is None else [], to_the_end=False)
-        features = recording.features[: self._max_examples - self.n_samples]
+        self.add_features(recording.features, recording.modules_before)
+
+    def add_features(self, features: Tensor, modules_before: Sequence[nn.Module]) -> None:
+        """Merge the statistics of one batch's features; the modules are needed at the first batch only."""
+        features = features[: self._max_examples - self.n_samples]
         if len(features) == 0:
             return
         known = None if self.statistics is None else self.statistics.channel_dim
         channel_dim = resolve_channel_dim(
-            features, self._channel_dim, known, self._site.layer, recording.modules_before, self._site.name
+            features, self._channel_dim, known, self._site.layer, modules_before, self._site.name
         )
         batch = FeatureStatistics.from_features(features, channel_dim, self._kind(features, channel_dim))
         self.statistics = batch if self.statistics is None else self._merge(self.statistics, batch)
@@ -128,3 +158,86 @@ class Collector:
                 "a thousand examples are a good start, and a generator can be used only once."
             )
         return self.statistics
+
+
+class Collects(Protocol[R]):
+    """What batches are streamed into."""
+
+    @property
+    def n_samples(self) -> int:
+        """Examples seen."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether that is enough."""
+
+    def add(self, call: Callable[[], Any]) -> None:
+        """Take in one batch."""
+
+    def result(self) -> R:
+        """The outcome, from at least two examples."""
+
+
+def stream(
+    collector: Collects[R],
+    calls: Iterable[Callable[[], Any]],
+    keep: Callable[[R], object],
+    total: int | None,
+    name: str,
+) -> R:
+    """Run batch after batch into a collector.
+
+    Args:
+        collector (Collects): takes the batches.
+        calls (Iterable[Callable]): forward passes.
+        keep (Callable): is given what there is at an interruption, as nothing computed is to be lost.
+        total (int, optional): number of batches, where it is known.
+        name (str): of the progress bar; empty for none.
+
+    Returns:
+        R: the collector's result.
+    """
+    try:
+        with tqdm(total=total, desc=name, disable=not name) as bar:
+            for call in calls:
+                collector.add(call)
+                bar.update()
+                if collector.is_full:
+                    break
+    except KeyboardInterrupt:
+        if collector.n_samples >= 2:
+            keep(collector.result())
+        raise
+    return collector.result()
+
+
+def warn_of_few(statistics: FeatureStatistics, site: Site, warner: Warner) -> None:
+    """Warn once where there are too few examples for a mean of each feature."""
+    if statistics.n_samples < _FEW_EXAMPLES and statistics.kind == "feature":
+        warner.once(
+            ("few", site.layer, site.at_input),
+            f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} "
+            "they are rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
+        )
+
+
+def length_of(data: Iterable[Any]) -> int | None:
+    """Number of batches, where the data know it."""
+    if isinstance(data, (Tensor, Mapping)):
+        return 1
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # generators, and loaders over iterable data sets
+        return None
+
+
+def assert_calibration_arguments(max_examples: int, per: str) -> None:
+    """Refuse values that :meth:`LayerIBA.estimate` cannot use.
+
+    Raises:
+        InvalidArgumentError: there is one.
+    """
+    if not isinstance(max_examples, int) or max_examples < 2:
+        raise InvalidArgumentError(f"max_examples={max_examples!r}; wanted an integer of at least 2.")
+    if per not in ("auto", "feature", "channel"):
+        raise InvalidArgumentError(f"per={per!r}; wanted 'auto', 'feature' or 'channel'.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Forward:
     Args:
         forward_func (Callable): the forward function.
         inputs, additional_forward_args: as in Captum.
+        needs_gradient (bool, optional): refuse torch.inference_mode. Default: True.
 
     Raises:
         CaptumIBAError: inputs that cannot be explained.
@@ -42,10 +43,16 @@ class Forward:
         forward_func: Callable[..., Any],
         inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: object | None,
+        needs_gradient: bool = True,
     ) -> None:
         self._forward_func = forward_func
         self._inputs: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
         self._additional = _format_additional_forward_args(additional_forward_args)
+        if needs_gradient and torch.is_inference_mode_enabled():
+            raise GradientModeError(
+                "LayerIBA needs gradients, and torch.inference_mode rules them out. Call it outside of it; "
+                "torch.no_grad is no hindrance."
+            )
         _assert_inputs(self._inputs)
         self.n_examples = self._inputs[0].shape[0]
         self.device_type = self._inputs[0].device.type
@@ -64,6 +71,19 @@ class Forward:
             additional = _expand_additional_forward_args(additional, copies, expansion_type=ExpansionTypes.repeat)
         with self._autocast:
             return _run_forward(self._forward_func, inputs, None, additional)
+
+    def parts(self, rows: int) -> Iterator[Forward]:
+        """The same call for parts of the batch, of at most so many rows."""
+        for start in range(0, self.n_examples, rows):
+            part = slice(start, start + rows)
+            inputs = tuple(tensor[part] for tensor in self._inputs)
+            additional = self._additional
+            if additional is not None:
+                additional = tuple(value[part] if self._is_per_example(value) else value for value in additional)
+            yield Forward(self._forward_func, inputs, additional, needs_gradient=False)
+
+    def _is_per_example(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n_examples
 
     def explain(self, error: Exception) -> None:
         """Raise an error of ours if the arguments explain the model's; return if they do not."""
@@ -93,11 +113,6 @@ class Forward:
 
 
 def _assert_inputs(inputs: tuple[Tensor, ...]) -> None:
-    if torch.is_inference_mode_enabled():
-        raise GradientModeError(
-            "LayerIBA needs gradients, and torch.inference_mode rules them out. Call it outside of it; torch.no_grad "
-            "is no hindrance."
-        )
     if not inputs:
         raise InvalidArgumentError(f"inputs is empty ({inputs!r}); wanted a tensor, or a tuple of at least one.")
     for index, tensor in enumerate(inputs):

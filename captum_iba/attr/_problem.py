@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +14,25 @@ from captum_iba._captum import TargetType
 from captum_iba._warn import Warner
 from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.attr._forward import Forward
+from captum_iba.attr._layout import is_token_layer, make_blur, warn_if_far
+from captum_iba.attr._numbers import (
+    assert_beta,
+    assert_initial_alpha,
+    assert_integer,
+    assert_learning_rate,
+    assert_sigma,
+    is_integer,
+)
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
-from captum_iba.bottleneck.information import Reference, assert_finite_features, example_reference, normalize
+from captum_iba.bottleneck.information import Mask, Reference, assert_finite_features, example_reference, normalize
 from captum_iba.bottleneck.optimization import BlockNoise, Noise, Optimized, Settings, optimize, sample_loss, work_dtype
 from captum_iba.bottleneck.replay import Site
-from captum_iba.bottleneck.smoothing import GaussianBlur
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
 from captum_iba.errors import InvalidArgumentError, MismatchedArgumentsError
 
-# More than one normalised feature in a hundred beyond ten deviations: not the data the statistics came from.
-_FAR, _FAR_SHARE = 10.0, 0.01
 # Rows at once on the CPU: more fall out of its caches.
 _CPU_ROWS = 40
-# Beyond this, squares of gradients overflow in Adam's float32.
-_LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,18 @@ class Arguments:
     objective: ObjectiveType
     class_dim: int
     seed: int | Sequence[int]
+    relu: bool = False
 
     def __post_init__(self) -> None:
-        _assert_number(
-            "beta", self.beta, lambda value: 0 <= value <= _LARGEST, f"of at least 0, at most {_LARGEST:.0e}"
-        )
-        _assert_number("learning_rate", self.learning_rate, lambda v: 0 < v <= _LARGEST, f"above 0, to {_LARGEST:.0e}")
-        _assert_number("initial_alpha", self.initial_alpha, lambda v: abs(v) <= 1e4, "from -1e4 to 1e4")
-        if self.sigma is not None:
-            _assert_number("sigma", self.sigma, lambda value: value == 0 or round(2 * value) >= 1, _WANTED_SIGMA)
-        for name in ("n_steps", "n_samples", "internal_batch_size"):
-            value = getattr(self, name)
-            if (name != "internal_batch_size" or value is not None) and not _is_integer(value, least=1):
-                raise InvalidArgumentError(f"{name}={value!r}; wanted an integer of at least 1.")
-        if not self.seeds or not all(_is_integer(seed, least=0) and seed < 2**63 for seed in self.seeds):
+        assert_beta(self.beta)
+        assert_learning_rate(self.learning_rate)
+        assert_initial_alpha(self.initial_alpha)
+        assert_sigma(self.sigma)
+        for name in ("n_steps", "n_samples"):
+            assert_integer(name, getattr(self, name))
+        if self.internal_batch_size is not None:
+            assert_integer("internal_batch_size", self.internal_batch_size)
+        if not self.seeds or not all(is_integer(seed, least=0) and seed < 2**63 for seed in self.seeds):
             raise InvalidArgumentError(
                 f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1, or a sequence of such."
             )
@@ -99,9 +99,6 @@ class Arguments:
             initial_alpha=float(self.initial_alpha),
             copies_per_run=copies,
         )
-
-
-_WANTED_SIGMA = "of at least 0: 0 (off) or more than 0.25 (a window of at least three positions), or None"
 
 
 class Problem:
@@ -176,34 +173,39 @@ class Problem:
             self._site.name,
         )
         self._reference = self._make_reference()
-        self._axes = [axis for axis in range(1, self._features.ndim) if axis != self.channel_dim]
+        self._noise = self._make_noise()
 
     def solve(self, after_step: Callable[[], object]) -> Optimized:
         """Optimise the mask."""
-        wide = torch.empty(0, dtype=work_dtype(self._features), device=self._features.device)
-        shape, seeds = tuple(self._features.shape[1:]), self._arguments.seeds
-        noises = [Noise(shape, wide, int(seed), self._is_token_layer) for seed in seeds]
-        self._noise = noises[0] if len(seeds) == 1 else BlockNoise(noises, self._forward.n_examples // len(seeds))
-        return optimize(
-            self._features, self._reference, self._loss, self._settings, self._noise, self._blur(), after_step
-        )
+        shape = tuple(self._features.shape[1:])
+        blur = make_blur(self._arguments.sigma, shape, self.channel_dim, self._site.name, self._warner)
+        return optimize(self._features, self._reference, self._loss, self._settings, self._noise, blur, after_step)
 
-    def target_probability(self, solved: Optimized) -> Tensor | None:
-        """Mean probability of the target over fresh noisy copies through the final mask."""
-        loss = sample_loss(self._features, self._reference, solved.mask, self._loss, self._noise, self._settings)
+    def loss_through(self, mask: Mask) -> Tensor:
+        """Loss of fresh noisy copies through a mask, (n_samples, N)."""
+        return sample_loss(self._features, self._reference, mask, self._loss, self._noise, self._settings)
+
+    def target_probability(self, loss: Tensor) -> Tensor | None:
+        """Mean probability of the target over noisy copies, from their loss."""
         probability = self._objective.probability(loss)
         return None if probability is None else probability.mean(dim=0)
 
     @contextmanager
     def _loss(self, z: Tensor, copies: int) -> Iterator[Tensor]:
-        with self._tail.run(z, copies) as output:
+        with self._tail.run(z.relu() if self._arguments.relu else z, copies) as output:
             yield self._objective(output, copies)
+
+    def _make_noise(self) -> Noise | BlockNoise:
+        wide = torch.empty(0, dtype=work_dtype(self._features), device=self._features.device)
+        shape, seeds = tuple(self._features.shape[1:]), self._arguments.seeds
+        noises = [Noise(shape, wide, int(seed), is_token_layer(shape, self.channel_dim)) for seed in seeds]
+        return noises[0] if len(seeds) == 1 else BlockNoise(noises, self._forward.n_examples // len(seeds))
 
     def _make_reference(self) -> Reference:
         wide = self._features.to(work_dtype(self._features))
         if self._statistics is not None:
             reference = self._statistics.reference(wide, self._site.name)
-            self._warn_if_far(normalize(wide, reference))
+            warn_if_far(normalize(wide, reference), self._site, self._warner)
             return reference
         self._warner.once(
             ("statistics", self._site.layer, self._site.at_input),
@@ -212,43 +214,3 @@ class Problem:
             "first.",
         )
         return example_reference(wide, self.channel_dim)
-
-    def _warn_if_far(self, normalized: Tensor) -> None:
-        share = float((normalized.abs() > _FAR).float().mean())
-        if share > _FAR_SHARE:
-            self._warner.once(
-                ("far", self._site.layer, self._site.at_input),
-                f"{100 * share:.0f} % of the features of {self._site.name} lie more than {_FAR:.0f} standard "
-                "deviations from the statistics' mean, so the bits will be very high. Check that data and input "
-                "scaling are those of estimate, and that they are of this layer and model.",
-            )
-
-    @property
-    def _is_token_layer(self) -> bool:
-        return self._features.ndim == 3 and self.channel_dim == 2
-
-    def _blur(self) -> Callable[[Tensor], Tensor] | None:
-        sizes = tuple(self._features.shape[axis] for axis in self._axes)
-        is_grid = len(sizes) in (1, 2, 3) and not self._is_token_layer and max(sizes) > 1
-        sigma = self._arguments.sigma if self._arguments.sigma is not None else (1.0 if is_grid else 0.0)
-        if sigma == 0:
-            return None
-        if len(sizes) not in (1, 2, 3):
-            raise InvalidArgumentError(
-                f"sigma={sigma} smooths over one to three axes of positions, but {self._site.name} has {len(sizes)} in "
-                f"{list(self._features.shape)}. Pass sigma=None or 0."
-            )
-        blur = GaussianBlur(float(sigma), sizes, self._warner)
-        if self.channel_dim == 1:
-            return blur
-        return lambda x: blur(x.movedim(self.channel_dim, 1)).movedim(1, self.channel_dim)
-
-
-def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def _assert_number(name: str, value: Any, in_range: Callable[[float], bool], wanted: str) -> None:
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not in_range(value):
-        raise InvalidArgumentError(f"{name}={value!r}; wanted a finite number {wanted}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +13,23 @@ from tqdm.auto import tqdm
 
 from captum_iba._captum import LayerAttribution, TargetType, log_usage
 from captum_iba._warn import Warner
-from captum_iba.attr._calibration import Collector, InputFn, Per, forward_calls
+from captum_iba.attr._calibration import (
+    Collector,
+    InputFn,
+    Per,
+    assert_calibration_arguments,
+    forward_calls,
+    length_of,
+    stream,
+    warn_of_few,
+)
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments, Problem
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, StatisticsError
-
-_FEW_EXAMPLES = 1000
+from captum_iba.errors import InvalidTypeError, StatisticsError
 
 
 @dataclass
@@ -155,32 +162,21 @@ class LayerIBA(LayerAttribution):
             >>> LayerIBA(model, model[0]).estimate(loader).statistics.std.shape
             torch.Size([5])
         """
-        _assert_calibration_arguments(max_examples, per)
+        assert_calibration_arguments(max_examples, per)
         forward_func = unwrap_parallel(self.forward_func, self.device_ids)
         site, modules = locate(forward_func, self.layer, attribute_to_layer_input)
         to_switch = reachable(modules, site.layer)
         collector = Collector(site, per, channel_dim, max_examples, modules)
-        total = _length(data)
-        bar = tqdm(total=total, desc=f"{self.get_name()} statistics", disable=not show_progress)
-        try:
-            # statistics made in inference mode could not take part in gradients later
-            with bar, exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
-                for call in forward_calls(forward_func, data, input_fn, device_of(to_switch)):
-                    collector.add(call)
-                    bar.update()
-                    if collector.is_full:
-                        break
-        except KeyboardInterrupt:
-            if collector.n_samples >= 2:  # nothing computed is lost
-                self._set_statistics(collector.result(), attribute_to_layer_input)
-            raise
-        statistics = collector.result()
-        if statistics.n_samples < _FEW_EXAMPLES and statistics.kind == "feature":
-            self._state.warner.once(
-                ("few", self.layer, attribute_to_layer_input),
-                f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} "
-                "they are rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
+        # statistics made in inference mode could not take part in gradients later
+        with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
+            statistics = stream(
+                collector,
+                forward_calls(forward_func, data, input_fn, device_of(to_switch)),
+                lambda found: self._set_statistics(found, attribute_to_layer_input),
+                length_of(data),
+                f"{self.get_name()} statistics" if show_progress else "",
             )
+        warn_of_few(statistics, site, self._state.warner)
         self._set_statistics(statistics, attribute_to_layer_input)
         return self
 
@@ -326,7 +322,7 @@ class LayerIBA(LayerAttribution):
         ):
             problem.prepare()
             solved = problem.solve(bar.update)
-            probability = problem.target_probability(solved) if return_diagnostics else None
+            probability = problem.target_probability(problem.loss_through(solved.mask)) if return_diagnostics else None
         bits = solved.bits.detach()
         if attr_dim_summation:
             bits = bits.sum(dim=problem.channel_dim, keepdim=True)
@@ -344,20 +340,3 @@ class LayerIBA(LayerAttribution):
             forward_mode=problem.forward_mode,
         )
         return bits, record
-
-
-def _length(data: Iterable[Any]) -> int | None:
-    """Number of batches, where the data know it."""
-    if isinstance(data, (Tensor, Mapping)):
-        return 1
-    try:
-        return len(data)  # type: ignore[arg-type]
-    except TypeError:  # generators, and loaders over iterable data sets
-        return None
-
-
-def _assert_calibration_arguments(max_examples: int, per: str) -> None:
-    if not isinstance(max_examples, int) or max_examples < 2:
-        raise InvalidArgumentError(f"max_examples={max_examples!r}; wanted an integer of at least 2.")
-    if per not in ("auto", "feature", "channel"):
-        raise InvalidArgumentError(f"per={per!r}; wanted 'auto', 'feature' or 'channel'.")

@@ -7,6 +7,7 @@ mean and standard deviation, and :math:`KL[P(Z|R) || Q(Z)]`, whose mean over the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from captum_iba.errors import NonFiniteError, StatisticsError
 
 BITS_PER_NAT = 1.0 / math.log(2.0)
 
-# Below this lambda, -log(1 - lambda) - lambda cancels; eight terms of its series are exact to float64 rounding there.
+# Below this lambda, -log(1 - lambda) - lambda cancels; so many terms of its series are exact to rounding there.
 _SERIES_BELOW = 0.02
-_SERIES_TERMS = 8
+_SERIES_TERMS = {torch.float64: 8}
+_SERIES_TERMS_ELSE = 4
+# Below the alpha where omega underflows by this much, its smallest blurred value is a normal number too.
+_AWAY_FROM_UNDERFLOW = 20.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Reference:
     scale: Tensor
     active: Tensor
 
+    @functools.cached_property
+    def is_active_everywhere(self) -> bool:
+        """Whether there is nothing to leave out."""
+        return bool(self.active.all())
+
 
 def make_mask(alpha: Tensor, blur: Callable[[Tensor], Tensor] | None = None) -> Mask:
     r"""Turn the free parameters into a mask: :math:`\lambda = blur(sigmoid(\alpha))` (eq. 7).
@@ -76,11 +85,16 @@ def make_mask(alpha: Tensor, blur: Callable[[Tensor], Tensor] | None = None) -> 
     """
     if blur is None:
         return Mask(torch.sigmoid(alpha), torch.sigmoid(-alpha), F.logsigmoid(-alpha))
+    tiny = torch.finfo(alpha.dtype).tiny
+    lam = blur(torch.sigmoid(alpha))
+    if float(alpha.detach().amax()) < -math.log(tiny) - _AWAY_FROM_UNDERFLOW:
+        omega = blur(torch.sigmoid(-alpha))
+        return Mask(lam, omega, omega.log())
     # omega is blurred relative to its largest value in the example, so that its logarithm outlives its underflow
     exponent = F.logsigmoid(-alpha)
     largest = exponent.detach().flatten(1).amax(dim=1).view(-1, *[1] * (alpha.ndim - 1))
-    lam, relative = blur(torch.cat([torch.sigmoid(alpha), torch.exp(exponent - largest)])).chunk(2)
-    log_omega = largest + relative.clamp_min(torch.finfo(alpha.dtype).tiny).log()
+    relative = blur(torch.exp(exponent - largest))
+    log_omega = relative.clamp_min(tiny).log() + largest
     return Mask(lam, relative * largest.exp(), log_omega)
 
 
@@ -94,8 +108,9 @@ class _OpenTerm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lam: Tensor, omega: Tensor, log_omega: Tensor) -> Tensor:
         ctx.save_for_backward(lam, omega)
-        polynomial = torch.full_like(lam, 1.0 / (_SERIES_TERMS + 1))
-        for power in range(_SERIES_TERMS - 2, -1, -1):
+        terms = _SERIES_TERMS.get(lam.dtype, _SERIES_TERMS_ELSE)
+        polynomial = torch.full_like(lam, 1.0 / (terms + 1))
+        for power in range(terms - 2, -1, -1):
             polynomial.mul_(lam).add_(1.0 / (power + 2))
         closed = torch.where(lam < 0.5, torch.log1p(-lam.clamp_max(0.5)), log_omega)
         return torch.where(lam < _SERIES_BELOW, polynomial.mul_(lam).mul_(lam), -closed - lam)
@@ -126,7 +141,7 @@ def kl_divergence(mask: Mask, normalized: Tensor) -> Tensor:
         [0.3181471805599453, 0.4431471805599453]
     """
     open_term: Tensor = _OpenTerm.apply(mask.lam, mask.omega, mask.log_omega)
-    return open_term + 0.5 * mask.lam.square() * (1.0 + normalized.square())
+    return torch.addcmul(open_term, mask.lam.square(), normalized.square().add_(1.0), value=0.5)
 
 
 def assert_finite_features(features: Tensor, layer_name: str = "the layer") -> None:
@@ -135,28 +150,28 @@ def assert_finite_features(features: Tensor, layer_name: str = "the layer") -> N
     Raises:
         NonFiniteError: there is one.
     """
-    if not torch.isfinite(features).all():
+    if not all(torch.isfinite(extreme) for extreme in features.aminmax()):  # one pass, without a copy
         raise NonFiniteError(
             f"The features of {layer_name} contain NaN or infinity. Look at the model and the input with "
             "torch.isfinite before asking for attributions; half-precision models may have overflowed."
         )
 
 
-def normalize(features: Tensor, reference: Reference) -> Tensor:
+def normalize(features: Tensor, reference: Reference, layer_name: str = "the layer") -> Tensor:
     """Return (features - mean) / scale, zero where the feature is not active.
 
     Raises:
         NonFiniteError: the features hold a NaN or an infinity.
     """
-    assert_finite_features(features)
-    normalized = (features - reference.mean) / reference.scale
-    return torch.where(reference.active, normalized, torch.zeros_like(normalized))
+    assert_finite_features(features, layer_name)
+    normalized = (features - reference.mean).div_(reference.scale)
+    return normalized if reference.is_active_everywhere else normalized.masked_fill_(~reference.active, 0.0)
 
 
-def information(mask: Mask, normalized: Tensor, active: Tensor) -> Tensor:
+def information(mask: Mask, normalized: Tensor, reference: Reference) -> Tensor:
     """:func:`kl_divergence` in nats, zero where the feature is not active."""
     nats = kl_divergence(mask, normalized)
-    return torch.where(active, nats, torch.zeros_like(nats))
+    return nats if reference.is_active_everywhere else torch.where(reference.active, nats, torch.zeros_like(nats))
 
 
 def signal_and_noise_scale(mask: Mask, features: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:

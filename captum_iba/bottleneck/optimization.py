@@ -155,7 +155,7 @@ def optimize(
     for _ in range(settings.n_steps):
         with torch.enable_grad():
             mask = make_mask(alpha, blur)
-            nats = information(mask, normalized, reference.active.expand_as(wide)).flatten(1)
+            nats = information(mask, normalized, reference).flatten(1)
             mean_nats = nats.mean(dim=1)
             parts = signal_and_noise_scale(mask, wide, reference)
         value, slopes = _loss_and_slopes(parts, features.dtype, loss, settings, noise.draw(settings.n_samples))
@@ -169,7 +169,7 @@ def optimize(
         after_step()
     with torch.no_grad():
         mask = make_mask(alpha, blur)
-        bits = information(mask, normalized, reference.active.expand_as(wide)) * BITS_PER_NAT
+        bits = information(mask, normalized, reference) * BITS_PER_NAT
     _assert_finite(bits, "The bits")
     return Optimized(bits, mask, torch.stack(objectives), torch.stack(informations))
 

@@ -29,7 +29,7 @@ from captum_iba.errors import LayerNotExecutedError, LayerReusedError
 Call = Callable[[], Any]
 
 
-class _LayerReached(BaseException):
+class LayerReached(BaseException):
     """Stops a forward pass at the layer; no ``except Exception`` of a model may swallow it."""
 
 
@@ -105,7 +105,8 @@ class _Pass:
 
 
 @contextmanager
-def _forward_pass(site: Site, exchange: Callable[[Any], Any]) -> Iterator[_Pass]:
+def forward_pass(site: Site, exchange: Callable[[Any], Any]) -> Iterator[_Pass]:
+    """Count the layer's runs in the pass inside, and put what ``exchange`` makes of its features in their place."""
     running = _Pass(site)
 
     def counted(container: Any) -> Any:
@@ -114,7 +115,7 @@ def _forward_pass(site: Site, exchange: Callable[[Any], Any]) -> Iterator[_Pass]
 
     handle = site.hook(counted)
     try:
-        with _plain_attention():
+        with plain_attention():
             yield running
     finally:
         handle.remove()
@@ -126,7 +127,7 @@ def run_with(site: Site, call: Call, z: Tensor) -> Iterator[Any]:
 
     A context, because the backward pass may recompute parts of the forward pass: take gradients inside.
     """
-    with _forward_pass(site, lambda container: replace_features(container, z)) as running:
+    with forward_pass(site, lambda container: replace_features(container, z)) as running:
         output = call()
         running.finish()
         yield output
@@ -191,7 +192,7 @@ class Recording:
         def take(container: Any) -> Any:
             taken.append(find_features(container, site.name, site.side).detach().clone())
             if not to_the_end:
-                raise _LayerReached
+                raise LayerReached
             return container
 
         depth = 0
@@ -215,8 +216,8 @@ class Recording:
 
         output = None
         replaced = [m for root in roots for m in _replayable(root, site)]
-        with torch.no_grad(), _forward_pass(site, take) as running, _forwards(replaced, recorder):
-            with suppress(_LayerReached):
+        with torch.no_grad(), forward_pass(site, take) as running, _forwards(replaced, recorder):
+            with suppress(LayerReached):
                 output = call()
             running.finish()
         return cls(site, taken[0], map_tensors(torch.clone, output), calls)
@@ -276,7 +277,7 @@ class Recording:
             return replay
 
         replaced = list(dict.fromkeys(recorded.module for recorded in self._calls))
-        with _forward_pass(self.site, inject) as running, _forwards(replaced, replayer):
+        with forward_pass(self.site, inject) as running, _forwards(replaced, replayer):
             output = call()
             if not running.layer_calls:
                 raise ReplayFailed("the layer was not reached")
@@ -327,7 +328,7 @@ _attention_users: list[bool] = []
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Keep torch's fused transformer kernels out: without gradient they skip submodules, and so the layer's hook.
 
     The switch is global. Of several threads the first remembers how it stood, and the last one puts it back.

@@ -183,7 +183,12 @@ class FeatureStatistics:
         Args:
             path (str or PathLike): target; an existing file is replaced only once the new one is complete.
         """
-        metadata = {
+        write_atomically(Path(path), save(self.tensors, self.metadata))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Everything but the tensors, as text."""
+        return {
             "format": FORMAT,
             "version": str(VERSION),
             "kind": self.kind,
@@ -192,8 +197,11 @@ class FeatureStatistics:
             "count": str(self.count),
             "n_samples": str(self.n_samples),
         }
-        tensors = {"mean": self.mean.contiguous().cpu(), "m2": self.m2.contiguous().cpu()}
-        write_atomically(Path(path), save(tensors, metadata))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, on the CPU."""
+        return {"mean": self.mean.contiguous().cpu(), "m2": self.m2.contiguous().cpu()}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
@@ -220,10 +228,15 @@ class FeatureStatistics:
                 f"{str(path)!r} does not hold feature statistics: found format {metadata.get('format')!r} with tensors "
                 f"{sorted(tensors)}, wanted {FORMAT!r}. Pass a file written by save_statistics."
             )
-        return cls._from_metadata(path, metadata, tensors)
+        return cls.from_metadata(path, metadata, tensors)
 
     @classmethod
-    def _from_metadata(cls, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> FeatureStatistics:
+    def from_metadata(cls, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> FeatureStatistics:
+        """Statistics from :attr:`metadata` and :attr:`tensors`; the path is for messages.
+
+        Raises:
+            StatisticsFileError: another version, or damaged.
+        """
         if metadata.get("version") != str(VERSION):
             raise StatisticsFileError(
                 f"{str(path)!r} has statistics version {metadata.get('version')}, but this release reads version "

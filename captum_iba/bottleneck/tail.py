@@ -123,10 +123,10 @@ class Tail:
                 replay = self._recording.run(lambda: self._call_for(1), z.clone(), first_time=True)
                 output = self._rows_of(stack, replay, len(z)).detach()
             if _is_exact(self.output):
-                return _same(output[len(features) :], self.output)
+                return same_output(output[len(features) :], self.output)
             # other row counts round differently, and coarsely here: compare with a whole run of as many rows
             with torch.no_grad(), run_with(self._site, lambda: self._call_for(2), z.clone()) as whole:
-                return _same(output, self._to_tensor(whole))
+                return same_output(output, self._to_tensor(whole))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a model makes of rows it did not expect, it means: not this way
@@ -159,7 +159,7 @@ class Tail:
             raise
         except Exception as error:
             raise ReplayFailed(f"replaying raised {type(error).__name__}: {error}") from error
-        if not _same(output, self._to_tensor(recording.output)):
+        if not same_output(output, self._to_tensor(recording.output)):
             raise ReplayFailed("replaying the recorded prefix gave another output")
 
     def _give_up(self, stack: ExitStack, reason: Exception) -> None:
@@ -193,7 +193,7 @@ def _is_exact(output: Tensor) -> bool:
     return output.dtype == torch.float64 or (output.dtype == torch.float32 and output.device.type == "cpu")
 
 
-def _same(found: Tensor, wanted: Tensor) -> bool:
+def same_output(found: Tensor, wanted: Tensor) -> bool:
     """Equal up to the rounding of one order of summation or another; a wrong replay is off by far more."""
     if found.shape != wanted.shape or not wanted.is_floating_point():
         return found.shape == wanted.shape and bool((found == wanted).all())

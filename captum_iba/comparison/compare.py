@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captum_iba._processes import from_all, process_group, rank, world_size
 from captum_iba._warn import Warner
 from captum_iba.attr._model import device_of, evaluation_mode
 from captum_iba.bottleneck.statistics import FeatureStatistics
@@ -19,7 +20,6 @@ from captum_iba.comparison._calibration_data import CalibrationData
 from captum_iba.comparison._column import Column
 from captum_iba.comparison._configuration import describe, shown, versions
 from captum_iba.comparison._gather import gather
-from captum_iba.comparison._processes import from_all, process_group, rank, world_size
 from captum_iba.comparison._runner import Plan, Runner, assert_logits
 from captum_iba.comparison._types import Baseline
 from captum_iba.comparison.columns import find_columns

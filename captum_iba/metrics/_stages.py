@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from captum_iba.bottleneck.replay import _plain_attention
+from captum_iba.bottleneck.replay import plain_attention
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 
@@ -62,7 +62,7 @@ def recorded_starts(model: nn.Module) -> Iterator[Mapping[nn.Module, int]]:
     # the module is bound here, as the replicas of parallel wrappers carry the hooks along
     handles = [module.register_forward_pre_hook(functools.partial(note, module)) for module in model.modules()]
     try:
-        with _plain_attention(), _uncompiled():
+        with plain_attention(), _uncompiled():
             yield starts
     finally:
         for handle in handles:

@@ -114,7 +114,7 @@ def test_inactive_features_transmit_nothing():
     reference = Reference(tensor(7.0, 0.0), tensor(1.0, 1.0), torch.tensor([False, True]))
     features = tensor(9.0, 2.0)[None]
     mask = make_mask(torch.zeros(1, 2, dtype=torch.float64))
-    nats = information(mask, normalize(features, reference), reference.active.expand_as(features))
+    nats = information(mask, normalize(features, reference), reference)
     mean, deviation = signal_and_noise_scale(mask, features, reference)
     assert nats[0, 0] == 0
     assert nats[0, 1] > 0

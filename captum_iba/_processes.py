@@ -31,10 +31,12 @@ def _running() -> bool:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(device_type: str = "cpu") -> Iterator[None]:
     """Join the group that torchrun started this process for, unless that is done or there is none.
 
-    The group uses gloo: what is exchanged are a few objects, not gradients.
+    Args:
+        device_type (str, optional): of the tensors to be exchanged; gloo carries those of the CPU, and NCCL those of
+            GPUs. Default: ``"cpu"``, for a few objects.
     """
     if _running() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield
@@ -44,7 +46,8 @@ def process_group() -> Iterator[None]:
     store, number, size = _meeting_place()
     # under a name of its own, or a second group would find the addresses of the first
     prefix = f"captum_iba/{next(_groups)}"
-    dist.init_process_group("gloo", store=PrefixStore(prefix, store), rank=number, world_size=size)
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=PrefixStore(prefix, store), rank=number, world_size=size)
     try:
         yield
     finally:

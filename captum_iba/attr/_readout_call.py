@@ -1,0 +1,165 @@
+"""One call of LayerReadoutIBA.attribute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_iba._captum import TargetType
+from captum_iba._warn import Warner
+from captum_iba.attr._forward import Forward
+from captum_iba.attr._numbers import assert_integer
+from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
+from captum_iba.attr._problem import Arguments, Problem
+from captum_iba.attr._readout import Readout
+from captum_iba.attr.diagnostics import IBADiagnostics
+from captum_iba.bottleneck.information import BITS_PER_NAT, Mask, information, make_mask
+from captum_iba.bottleneck.reading import Reading, read
+from captum_iba.bottleneck.replay import Site
+from captum_iba.errors import MismatchedArgumentsError, NonFiniteError
+
+# Examples whose mask is computed at once on the CPU: one fits its caches.
+_CPU_ROWS = 1
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A batch's bits.
+
+    Attributes:
+        bits (Tensor): of each element, or of each position, its channels summed.
+        mask (Mask or None): that was predicted, where it was asked for.
+        inactive_share (float): share of features that never vary.
+    """
+
+    bits: Tensor
+    mask: Mask | None
+    inactive_share: float
+
+
+class Reader:
+    """Reads the features of a batch and predicts its mask.
+
+    Args:
+        readout (Readout): trained.
+        forward (Forward): the forward pass.
+        warner (Warner): remembers the warnings given.
+        internal_batch_size (int, optional): most rows at once.
+    """
+
+    def __init__(self, readout: Readout, forward: Forward, warner: Warner, internal_batch_size: int | None) -> None:
+        if internal_batch_size is not None:
+            assert_integer("internal_batch_size", internal_batch_size)
+        self._readout, self._forward, self._warner = readout, forward, warner
+        self._rows = internal_batch_size
+
+    def explain(
+        self, target: TargetType, objective: ObjectiveType, class_dim: int, sum_channels: bool, keep_mask: bool
+    ) -> Explained:
+        """Bits of the whole batch; the target is only checked."""
+        rows = self._forward.n_examples if self._rows is None else self._rows
+        parts: list[Explained] = []
+        outputs = []
+        for forward in self._forward.parts(rows):
+            reading = self._read(forward, to_the_end=target is not None)
+            features = dict(zip(self._readout.sites, reading.features, strict=True))
+            outputs.append(reading.output)
+            at_once = _CPU_ROWS if forward.device_type == "cpu" else forward.n_examples
+            for start in range(0, forward.n_examples, at_once):
+                rows_of = {site: values[start : start + at_once] for site, values in features.items()}
+                parts.append(self._predict(rows_of, sum_channels, keep_mask))
+        if target is not None:
+            checked = Objective(objective, target, class_dim, self._warner)
+            checked.check(torch.cat([output_tensor(output) for output in outputs]), self._forward.n_examples)
+        masks = [_tensors(part.mask) for part in parts if part.mask is not None]
+        mask = Mask(*(torch.cat(values) for values in zip(*masks, strict=True))) if masks else None
+        return Explained(torch.cat([part.bits for part in parts]), mask, parts[0].inactive_share)
+
+    def _read(self, forward: Forward, to_the_end: bool) -> Reading:
+        readout = self._readout
+        try:
+            reading = read(readout.sites, lambda: forward(1), to_the_end)
+        except (TypeError, RuntimeError, ValueError, IndexError) as error:
+            forward.explain(error)
+            raise
+        own = reading.features[0]
+        if len(own) != forward.n_examples:
+            raise MismatchedArgumentsError(
+                f"{readout.site.name} gives features of shape {list(own.shape)} for {forward.n_examples} examples; "
+                "the first axis must be the batch. Choose a layer that keeps it, such as one with batch_first=True."
+            )
+        assert readout.network is not None
+        readout.network.to(own.device)
+        return reading
+
+    def _predict(self, features: dict[Site, Tensor], sum_channels: bool, keep_mask: bool) -> Explained:
+        readout = self._readout
+        assert readout.network is not None
+        seen = readout.observe(features, self._warner)
+        mask = make_mask(readout.alpha(seen, readout.network), readout.blur(seen, self._warner))
+        active = seen.reference.active
+        bits = information(mask, seen.normalized, seen.reference).mul_(BITS_PER_NAT)
+        if sum_channels:
+            bits = bits.sum(dim=readout.channel_dim, keepdim=True)
+        if not torch.isfinite(bits).all():
+            raise NonFiniteError(
+                "The bits became NaN or infinite: the mask lets features far from the statistics pass whole. Check "
+                "that data and input scaling are those of training."
+            )
+        return Explained(bits, mask if keep_mask else None, 1.0 - float(active.float().mean()))
+
+    def diagnose(
+        self,
+        explained: Explained,
+        modules: list[nn.Module],
+        target: TargetType,
+        objective: ObjectiveType,
+        class_dim: int,
+        n_samples: int,
+        seed: int,
+    ) -> IBADiagnostics:
+        """What the model makes of noisy copies through the mask."""
+        readout = self._readout
+        arguments = Arguments(
+            beta=0.0,
+            n_steps=1,
+            n_samples=n_samples,
+            learning_rate=1.0,
+            sigma=readout.settings.sigma,
+            initial_alpha=readout.settings.initial_alpha,
+            channel_dim=readout.channel_dim,
+            internal_batch_size=None if self._rows is None else max(self._rows, self._forward.n_examples),
+            objective=objective,
+            class_dim=class_dim,
+            seed=seed,
+            relu=readout.settings.relu,
+        )
+        problem = Problem(
+            arguments=arguments,
+            forward=self._forward,
+            site=readout.site,
+            modules=modules,
+            statistics=readout.statistics[readout.site],
+            target=target,
+            warner=self._warner,
+        )
+        problem.prepare()
+        assert explained.mask is not None
+        loss = problem.loss_through(explained.mask)
+        total = explained.bits.flatten(1).sum(dim=1)
+        return IBADiagnostics(
+            objective=loss.mean(dim=0, keepdim=True),
+            information=total[None],
+            target_probability=problem.target_probability(loss),
+            mask=explained.mask.lam,
+            total_bits=total,
+            channel_dim=readout.channel_dim,
+            inactive_share=explained.inactive_share,
+            forward_mode=problem.forward_mode,
+        )
+
+
+def _tensors(mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
+    return mask.lam, mask.omega, mask.log_omega

@@ -1,0 +1,236 @@
+"""Trains the readout network, keeps a history, and goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from captum_iba._processes import rank, world_size
+from captum_iba.attr._readout import Readout
+from captum_iba.attr._readout_file import Position, read_checkpoint, write_readout
+from captum_iba.attr._training_data import Batch, Batches, stream_seed
+from captum_iba.attr._training_step import Pass
+from captum_iba.attr.training_history import Measures, TrainingHistory
+from captum_iba.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; the numbers of :meth:`LayerReadoutIBA.fit` under the same names."""
+
+    epochs: int
+    max_steps: int | None
+    learning_rate: float
+    beta: float
+    seed: int
+    checkpoint: Path | None
+    checkpoint_every: int
+    show_progress: bool
+
+
+class Trainer:
+    """One call of :meth:`LayerReadoutIBA.fit`.
+
+    Args:
+        readout (Readout): gets network and history.
+        run (Pass): runs batches.
+        schedule (Schedule): the numbers.
+        configuration (dict): what a checkpoint must agree in to be gone on from.
+        names (dict[nn.Module, str]): the model's modules.
+        train_data, val_data (Batches): the data; the second one may be None.
+        like (Tensor): gives device and dtype of the network.
+    """
+
+    def __init__(
+        self,
+        readout: Readout,
+        run: Pass,
+        schedule: Schedule,
+        configuration: dict[str, Any],
+        names: dict[nn.Module, str],
+        train_data: Batches,
+        val_data: Batches | None,
+        like: Tensor,
+    ) -> None:
+        self._readout, self._pass, self._schedule = readout, run, schedule
+        self._configuration, self._names = configuration, names
+        self._train_data, self._val_data, self._like = train_data, val_data, like
+        self._position = Position()
+        self._is_saved = True
+
+    def run(self) -> None:
+        """Train to the end of the schedule, once :meth:`prepare` is done.
+
+        Raises:
+            NonFiniteError: the objective became NaN; the weights before that step stay.
+            CaptumIBAError: data or a checkpoint that cannot be used.
+        """
+        steps = self._total_steps()
+        bar = tqdm(
+            total=steps,
+            initial=self._position.step,
+            desc="Layer Readout IBA training",
+            disable=not self._schedule.show_progress or rank() > 0,
+        )
+        with bar, self._network_in_training():
+            try:
+                self._train(bar)
+            finally:
+                self._save()
+
+    def prepare(self) -> None:
+        """Network, optimiser and position: from the checkpoint, or fresh."""
+        found = read_checkpoint(self._schedule.checkpoint, self._configuration, self._readout)
+        if found is None:
+            self._network = self._readout.make_network(self._schedule.seed, self._like)
+            self._history = TrainingHistory()
+        else:
+            self._network, self._history, self._position = found.network.to(self._like), found.history, found.position
+            self._readout.statistics = found.statistics
+        self._optimizer = torch.optim.Adam(self._network.parameters(), lr=self._schedule.learning_rate)
+        if found is not None:
+            found.restore(self._optimizer)
+        self._readout.network, self._readout.history = self._network, self._history
+
+    @contextmanager
+    def _network_in_training(self) -> Iterator[None]:
+        self._module: nn.Module = self._network
+        for parameter in self._network.parameters():
+            parameter.requires_grad_(True)
+        if world_size() > 1:
+            self._module = DistributedDataParallel(self._network)
+        try:
+            yield
+        finally:
+            del self._module
+            for parameter in self._network.parameters():
+                parameter.grad = None
+                parameter.requires_grad_(False)
+
+    @property
+    def _is_done(self) -> bool:
+        limit = self._schedule.max_steps
+        return self._position.epoch >= self._schedule.epochs or (limit is not None and self._position.step >= limit)
+
+    def _train(self, bar: Any) -> None:
+        if self._val_data is not None and not self._history.validation:
+            self._validate()
+        while not self._is_done:
+            self._train_epoch(bar)
+            if self._val_data is not None and self._history.validation[-1].step < self._position.step:
+                self._validate()
+            self._save()
+
+    def _train_epoch(self, bar: Any) -> None:
+        position, schedule = self._position, self._schedule
+        if position.batch == 0:
+            position.generator = self._train_data.generator_state()
+        else:
+            self._train_data.set_generator_state(position.generator)
+        for batch in self._train_data.epoch(schedule.seed, position.epoch, position.batch):
+            if self._is_done:
+                return
+            self._step(batch)
+            bar.update()
+            latest = self._history.training[-1]
+            bar.set_postfix(objective=f"{latest.objective:.4g}", bits=f"{latest.bits:.4g}", refresh=False)
+            if position.step % schedule.checkpoint_every == 0:
+                self._save()
+        position.epoch, position.batch, self._is_saved = position.epoch + 1, 0, False
+
+    def _step(self, batch: Batch) -> None:
+        start, position = time.perf_counter(), self._position
+        self._optimizer.zero_grad(set_to_none=True)
+        try:
+            recording, seen = self._pass.see(batch)
+            noise = stream_seed(self._schedule.seed, "training noise", position.step)
+            sums = self._pass.forward(batch, recording, seen, self._module, noise, train=True)
+            measures = sums.measures(self._schedule.beta, position.step, position.epoch)
+            self._assert_finite(measures)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"Training stopped at step {position.step} (epoch {position.epoch}, batch {position.batch}): {error} "
+                "The weights are those before this step."
+            ) from error
+        with uninterrupted():
+            self._optimizer.step()
+            self._history.training.append(measures)
+            position.step, position.batch, self._is_saved = position.step + 1, position.batch + 1, False
+            self._history.seconds += time.perf_counter() - start
+
+    def _assert_finite(self, measures: Measures) -> None:
+        gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
+        if not math.isfinite(measures.objective) or not math.isfinite(measures.bits):
+            raise NonFiniteError("the objective became NaN or infinite in another process.")
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            raise NonFiniteError("the gradient became NaN or infinite. A smaller learning_rate usually helps.")
+
+    def _validate(self) -> None:
+        start = time.perf_counter()
+        measures = evaluate(
+            self._pass, self._val_data, self._network, self._schedule.beta, self._schedule.seed, self._position
+        )
+        self._history.validation.append(measures)
+        self._is_saved = False
+        self._history.seconds += time.perf_counter() - start
+
+    def _save(self) -> None:
+        """Write the checkpoint, if anything is new; the first process alone."""
+        path = self._schedule.checkpoint
+        if path is not None and rank() == 0 and not self._is_saved:
+            write_readout(path, self._readout, self._names, self._configuration, self._optimizer, self._position)
+        self._is_saved = True
+
+    def _total_steps(self) -> int | None:
+        n = len(self._train_data)
+        by_epochs = n * self._schedule.epochs if n else None
+        limits = [limit for limit in (by_epochs, self._schedule.max_steps) if limit is not None]
+        return min(limits) if limits else None
+
+
+def evaluate(
+    run: Pass, data: Batches | None, network: nn.Module, beta: float, seed: int, position: Position
+) -> Measures:
+    """Means over a data set, with the same noise at each call."""
+    assert data is not None
+    total = None
+    with torch.no_grad():
+        for index, batch in enumerate(data.epoch(seed, 0)):
+            recording, seen = run.see(batch)
+            noise = stream_seed(seed, "validation noise", index)
+            sums = run.forward(batch, recording, seen, network, noise, train=False)
+            total = sums if total is None else total + sums
+    assert total is not None
+    return total.measures(beta, position.step, position.epoch)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let an interruption from the keyboard wait until the end of this context.
+
+    Half a step of the optimiser would be neither the weights before nor those after.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread
+        return
+    waiting: list[tuple[int, Any]] = []
+    before: Callable[..., Any] | int | None = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting and callable(before):
+            before(*waiting[0])

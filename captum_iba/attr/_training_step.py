@@ -1,0 +1,197 @@
+"""One batch through the readout bottleneck: its measures, and the gradient for the network's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from captum_iba._processes import world_size
+from captum_iba._warn import Warner
+from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
+from captum_iba.attr._readout import Observation, Readout
+from captum_iba.attr._training_data import Batch
+from captum_iba.attr.training_history import Measures
+from captum_iba.bottleneck.information import BITS_PER_NAT
+from captum_iba.bottleneck.reading import watch
+from captum_iba.bottleneck.readout import noisy_features
+from captum_iba.bottleneck.replay import Recording, ReplayFailed, run_with
+from captum_iba.bottleneck.tail import same_output
+from captum_iba.errors import GradientModeError, NonFiniteError
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the rows of a batch, of all processes.
+
+    Attributes:
+        values (Tensor): loss, mean nats, total bits, hits through the bottleneck, hits without, rows; float64.
+        has_accuracy (bool): hits mean something.
+    """
+
+    values: Tensor
+    has_accuracy: bool
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.values + other.values, self.has_accuracy)
+
+    def measures(self, beta: float, step: int, epoch: int) -> Measures:
+        """Means."""
+        loss, nats, bits, hits, own_hits, n = self.values.tolist()
+        loss, nats, bits, hits, own_hits = (value / n for value in (loss, nats, bits, hits, own_hits))
+        accuracy, own = (hits, own_hits) if self.has_accuracy else (None, None)
+        return Measures(step, epoch, round(n), loss + beta * nats, loss, bits, accuracy, own)
+
+
+class Pass:
+    """Runs batches through model and bottleneck.
+
+    Args:
+        readout (Readout): what is trained.
+        roots (list[nn.Module]): modules whose results before the bottleneck may be replayed.
+        beta (float): factor of the mean information in nats.
+        objective: as in :meth:`LayerIBA.attribute`.
+        class_dim (int): axis of the classes.
+        autocast (Callable): context for the model's own passes.
+        warner (Warner): remembers the warnings given.
+    """
+
+    def __init__(
+        self,
+        readout: Readout,
+        roots: list[nn.Module],
+        beta: float,
+        objective: ObjectiveType,
+        class_dim: int,
+        autocast: Callable[[], Any],
+        warner: Warner,
+    ) -> None:
+        self._readout, self._roots, self._beta = readout, roots, beta
+        self._objective, self._class_dim = objective, class_dim
+        self._autocast, self._warner = autocast, warner
+        self._replays: bool | None = None if roots else False
+
+    def see(self, batch: Batch) -> tuple[Recording, Observation]:
+        """The pass without noise."""
+        taken = {}
+
+        def call() -> Any:
+            with watch(self._readout.sources) as found:
+                output = batch.call()
+            taken.update(found)
+            return output
+
+        with self._autocast():
+            recording = Recording.make(self._readout.site, call, self._roots)
+        taken[self._readout.site] = recording.features
+        return recording, self._readout.observe(taken, self._warner)
+
+    def forward(
+        self, batch: Batch, recording: Recording, seen: Observation, network: nn.Module, noise_seed: int, train: bool
+    ) -> Sums:
+        """The pass with noise; with ``train`` the gradient is left in the network's parameters.
+
+        Raises:
+            NonFiniteError: something became NaN or infinite; the message says what came first.
+        """
+        own = output_tensor(recording.output)
+        targets = own.argmax(dim=self._class_dim) if batch.targets is None else batch.targets
+        objective = Objective(self._objective, targets, self._class_dim, self._warner)
+        objective.check(own, batch.n)
+        with torch.set_grad_enabled(train):
+            alpha = self._readout.alpha(seen, network)
+            leaf = alpha.detach().requires_grad_(train)
+            z, nats = noisy_features(
+                leaf,
+                seen.features,
+                seen.normalized,
+                seen.reference,
+                self._noise(batch, seen, noise_seed),
+                self._readout.blur(seen, self._warner),
+                torch.relu if self._readout.settings.relu else lambda values: values,
+            )
+            with self._run(batch, recording, z.to(seen.dtype)) as output:
+                rows, nats = objective(output, 1), nats.flatten(1)
+                _explain_non_finite(alpha, output, rows)
+                if train:
+                    self._backward(batch, rows, nats.mean(dim=1), leaf, alpha)
+        hits = [torch.zeros_like(rows), torch.zeros_like(rows)]
+        if not callable(self._objective):
+            hits = [values.detach().argmax(dim=self._class_dim) == targets for values in (output, own)]
+        columns = [rows, nats.mean(dim=1), nats.sum(dim=1) * BITS_PER_NAT, *hits, torch.ones_like(rows)]
+        values = torch.stack([column.detach().double()[: batch.counted].sum() for column in columns])
+        return Sums(_over_processes(values), not callable(self._objective))
+
+    def _backward(self, batch: Batch, rows: Tensor, nats: Tensor, leaf: Tensor, alpha: Tensor) -> None:
+        """Gradient through the model as far as alpha, and through the network from there."""
+        # processes' gradients are averaged afterwards
+        weight = world_size() / batch.n_global if batch.counted else 0.0
+        if not rows.requires_grad:
+            raise GradientModeError(
+                "The objective does not depend on the layer by gradient. Choose a layer that the output depends on, "
+                "and remove torch.no_grad or detach between the layer and the output."
+            )
+        (slope,) = torch.autograd.grad(((rows + self._beta * nats.to(rows)) * weight).sum(), leaf)
+        torch.autograd.backward(alpha, slope)
+
+    @contextmanager
+    def _run(self, batch: Batch, recording: Recording, z: Tensor) -> Iterator[Tensor]:
+        """The model's output with z at the layer, as fast as is proven right."""
+        if self._replays is None:
+            self._replays = self._check_replay(batch, recording)
+        if self._replays:
+            with self._autocast(), recording.run(batch.call, z, first_time=True) as output:
+                yield output_tensor(output)
+            return
+        with self._autocast(), run_with(self._readout.site, batch.call, z) as output:
+            yield output_tensor(output)
+
+    def _check_replay(self, batch: Batch, recording: Recording) -> bool:
+        """Whether the features that were recorded give the output that was recorded."""
+        if not recording.replays_anything:
+            return False
+        features = recording.features.clone()
+        try:
+            with torch.no_grad(), self._autocast(), recording.run(batch.call, features, first_time=True) as output:
+                if same_output(output_tensor(output), output_tensor(recording.output)):
+                    return True
+                reason = "it gave another output"
+        except ReplayFailed as error:
+            reason = str(error)
+        self._warner.once(
+            ("replay", self._readout.site.layer),
+            f"What comes before {self._readout.site.name} cannot be replayed ({reason}). The whole model runs twice at "
+            "each step: the result is the same, only slower.",
+        )
+        return False
+
+    def _noise(self, batch: Batch, seen: Observation, seed: int) -> Tensor:
+        """One draw for each row, the same whether or not the rows are shared out among processes."""
+        device = seen.features.device
+        generator = torch.Generator(device).manual_seed(seed)
+        shape = (batch.n_global, *seen.features.shape[1:])
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+        return drawn[batch.offset : batch.offset + batch.n].to(seen.features)
+
+
+def _over_processes(values: Tensor) -> Tensor:
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values.cpu()
+
+
+def _explain_non_finite(alpha: Tensor, output: Tensor, rows: Tensor) -> None:
+    """Say what became NaN first."""
+    causes = (
+        (alpha, "the readout network's output", "A smaller learning_rate usually helps."),
+        (output, "the model's output for noisy features", "Look at the model; half precision may have overflowed."),
+        (rows, "the objective", "Look at whether objective fits the model's output (logits by default)."),
+    )
+    for values, what, advice in causes:
+        if not torch.isfinite(values).all():
+            raise NonFiniteError(f"{what} became NaN or infinite. {advice}")

@@ -1,0 +1,499 @@
+"""The readout bottleneck, trained once, as a Captum layer method: one pass an explanation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_iba._captum import LayerAttribution, TargetType, log_usage
+from captum_iba._warn import Warner
+from captum_iba.attr._calibration import (
+    InputFn,
+    Per,
+    assert_calibration_arguments,
+    forward_calls,
+    length_of,
+    stream,
+    warn_of_few,
+)
+from captum_iba.attr._forward import Forward
+from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
+from captum_iba.attr._objective import ObjectiveType
+from captum_iba.attr._readout import HiddenChannels, Readout, ReadoutSettings
+from captum_iba.attr._readout_calibration import ReadoutCollector, as_readout
+from captum_iba.attr._readout_call import Reader
+from captum_iba.attr._readout_file import read_readout, write_readout
+from captum_iba.attr._readout_fit import FitArguments, evaluate_readout, fit_readout
+from captum_iba.attr._readout_layers import ReadoutLayers, assert_readout_layers, names_of
+from captum_iba.attr._training_data import Targets
+from captum_iba.attr.diagnostics import IBADiagnostics
+from captum_iba.attr.training_history import Measures, TrainingHistory
+from captum_iba.bottleneck.replay import Site
+from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.errors import NotTrainedError, StatisticsError
+
+
+@dataclass
+class _State:
+    """What calls leave behind, by layer and side; shared by shallow copies, as in :class:`LayerIBA`."""
+
+    readouts: dict[tuple[nn.Module | None, bool], Readout] = field(default_factory=dict)
+    at_input: bool = False
+    warner: Warner = field(default_factory=Warner)
+
+
+class LayerReadoutIBA(LayerAttribution):
+    r"""The readout bottleneck: a small network reads features of several layers and predicts the mask.
+
+    Where :class:`LayerIBA` searches a mask for each example, this is trained once for all, to keep the decisions of a
+    data set with little information; an explanation then costs one forward pass. As the mask comes from the features
+    alone, it does not depend on the target: the bits are those for the network's decision. The per-sample bottleneck
+    scores better in the paper's comparisons, at a hundred times the cost.
+
+    :meth:`estimate`, then :meth:`fit`, then :meth:`attribute`. The analysed network is never changed. Where the
+    bottleneck has no positions (vectors), maps are averaged before they are read; vectors that are read (logits) say
+    the same at each position.
+
+    Args:
+        forward_func (Callable): the model, or any function of it.
+        layer (torch.nn.Module): the layer whose output (or input) is put through the bottleneck.
+        device_ids (Sequence[int], optional): as in Captum; more than one device is refused. Default: None.
+        readout_layers ("auto" or Sequence[nn.Module or str], optional): what the network reads, as modules or dotted
+            names; the model itself, or ``""``, stands for its output. ``"auto"``: the first layer with weights of each
+            resolution from ``layer`` on, the last one, and the logits, which for ResNet-50 and VGG-16 are the paper's.
+            Default: ``"auto"``.
+        statistics (Mapping[str, FeatureStatistics], optional): by layer, from another object's :attr:`statistics`.
+            Default: None.
+        hidden_channels (Sequence[int] or "published", optional): widths between the network's three convolutions;
+            ``"published"`` is half the channels that are read and twice the bottleneck's, which costs several times as
+            much as the analysed network (``python -m benchmarks.readout``). Default: (256, 256), which costs less than
+            half of it.
+        sigma (float, optional): standard deviation of the mask's smoothing, as in :meth:`LayerIBA.attribute`. Default:
+            None: 1.0 on grids (paper), off on tokens and vectors.
+        initial_alpha (float, optional): of the mask before training. Default: 5.0 (paper), 99.3 % signal.
+        relu (bool, optional): set negative noisy features to zero, for a layer behind a ReLU, as the paper's code does
+            for ResNet. The information stays an upper bound. Default: False, as in the paper.
+        align_corners (bool, optional): of the resize of features to the bottleneck's positions. Default: False, which
+            keeps features above their pixels; the published package has True.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: an argument that cannot be used.
+
+    Reference:
+        Schulz, Sixt, Tombari, Landgraf: Restricting the Flow: Information Bottlenecks for Attribution, ICLR 2020,
+        section 3.2 and Table 4.
+
+    Examples::
+
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
+        >>> images = torch.randn(1000, 1, 8, 8)
+        >>> readout = LayerReadoutIBA(model, model[0], hidden_channels=(8, 8)).estimate(images)
+        >>> data = [(batch, model(batch).argmax(dim=1)) for batch in images.split(100)]
+        >>> history = readout.fit(data, epochs=2, learning_rate=1e-2, show_progress=False).history
+        >>> history.training[-1].objective < history.training[0].objective
+        True
+        >>> readout.attribute(images[:2]).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: Sequence[int] | None = None,
+        readout_layers: ReadoutLayers = "auto",
+        statistics: Mapping[str, FeatureStatistics] | None = None,
+        hidden_channels: HiddenChannels = (256, 256),
+        sigma: float | None = None,
+        initial_alpha: float = 5.0,
+        relu: bool = False,
+        align_corners: bool = False,
+    ) -> None:
+        assert_readout_layers(readout_layers)
+        LayerAttribution.__init__(self, forward_func, layer, list(device_ids) if device_ids is not None else None)
+        self.readout_layers = readout_layers
+        self._settings = ReadoutSettings(hidden_channels, sigma, initial_alpha, relu, align_corners)
+        self._state = _State()
+        if statistics is not None:
+            site, modules = self._locate(False)
+            self._keep(as_readout(statistics, site, modules, readout_layers, self._settings))
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Name for progress bars and tables."""
+        return "Layer Readout IBA"
+
+    @property
+    def statistics(self) -> dict[str, FeatureStatistics] | None:
+        """Statistics by layer, the bottleneck's own first; None before :meth:`estimate`."""
+        readout = self._current()
+        if readout is None:
+            return None
+        names = names_of(self._locate(readout.site.at_input)[1])
+        return {_key(site, names): readout.statistics[site] for site in readout.sites}
+
+    @property
+    def history(self) -> TrainingHistory:
+        """The course of the training; empty before :meth:`fit`."""
+        readout = self._current()
+        return TrainingHistory() if readout is None else readout.history
+
+    def estimate(
+        self,
+        data: Iterable[Any],
+        input_fn: InputFn | None = None,
+        max_examples: int = 10_000,
+        per: Per = "auto",
+        attribute_to_layer_input: bool = False,
+        show_progress: bool = False,
+        channel_dim: int | None = None,
+    ) -> LayerReadoutIBA:
+        r"""Estimate mean and deviation of the features of all layers, the bottleneck's and those that are read.
+
+        One pass over the data serves all. Interrupted, it keeps the statistics of what it has seen. A trained network
+        stays, so that statistics can be brought up to date; with those of other data it may predict badly.
+
+        Args:
+            data (Iterable): as for :meth:`LayerIBA.estimate`.
+            input_fn (Callable, optional): as for :meth:`LayerIBA.estimate`. Default: None.
+            max_examples (int, optional): examples to stop at. Default: 10_000, the published figure.
+            per (str, optional): as for :meth:`LayerIBA.estimate`. Default: ``"auto"``.
+            attribute_to_layer_input (bool, optional): a bottleneck at the layer's input. Default: False.
+            show_progress (bool, optional): show a progress bar. Default: False.
+            channel_dim (int, optional): axis of the channels, for the bottleneck's layer and those with as many axes.
+                Default: None, found out.
+
+        Returns:
+            LayerReadoutIBA: self.
+
+        Raises:
+            StatisticsError: fewer than two examples, or NaN among the features.
+            InvalidArgumentError: an argument out of range, an ambiguous channel axis, or no such layer.
+            InvalidTypeError: batches that cannot be understood.
+            LayerNotExecutedError, LayerReusedError: a layer runs never, or more than once.
+
+        Examples::
+
+            >>> import torch
+            >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+            >>> sorted(LayerReadoutIBA(model, model[0]).estimate(torch.randn(1000, 3)).statistics)
+            ['0', '2']
+        """
+        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
+        site, modules = self._locate(attribute_to_layer_input)
+        to_switch = reachable(modules, site.layer)
+        assert_calibration_arguments(max_examples, per)
+        collector = ReadoutCollector(site, modules, self.readout_layers, self._settings, per, channel_dim, max_examples)
+        with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
+            readout = stream(
+                collector,
+                forward_calls(forward_func, data, input_fn, device_of(to_switch)),
+                self._keep_statistics,
+                length_of(data),
+                f"{self.get_name()} statistics" if show_progress else "",
+            )
+        warn_of_few(readout.statistics[site], site, self._state.warner)
+        self._keep_statistics(readout)
+        return self
+
+    def fit(
+        self,
+        train_data: Iterable[Any],
+        val_data: Iterable[Any] | None = None,
+        epochs: int = 10,
+        learning_rate: float = 1e-5,
+        beta: float = 10.0,
+        max_steps: int | None = None,
+        targets: Targets = "labels",
+        checkpoint: str | os.PathLike[str] | None = None,
+        show_progress: bool = True,
+        input_fn: InputFn | None = None,
+        attribute_to_layer_input: bool = False,
+        objective: ObjectiveType = None,
+        class_dim: int = 1,
+        seed: int = 0,
+        checkpoint_every: int = 100,
+        mixed_precision: bool | None = None,
+    ) -> LayerReadoutIBA:
+        r"""Train the network: cross-entropy through the bottleneck plus beta times the mean information.
+
+        The same seed and data give the same weights, also when the training is interrupted and gone on with. Data
+        loaders may shuffle and augment with the global random generators, which get a seed of their own for each epoch
+        and are put back. One draw of noise an example and step.
+
+        Under ``torchrun`` each process takes its part of every batch, or the batches of its own where the loader has a
+        DistributedSampler; gradients are averaged (DistributedDataParallel), and the first process writes checkpoints.
+
+        Args:
+            train_data (Iterable): batches, as often as there are epochs: tuples (inputs, labels), mappings of keyword
+                arguments with ``"labels"`` (or ``"label"``) among them, or anything with ``input_fn`` and a callable
+                ``targets``. Data to train on must not be explained later if bits are to be an honest bound.
+            val_data (Iterable, optional): held-out batches, measured before the first step and after each epoch.
+                Default: None.
+            epochs (int, optional): passes over the data. Default: 10 (paper, Table 4).
+            learning_rate (float, optional): of Adam. Default: 1e-5 (paper), which is for many thousand steps; a short
+                training needs a larger one.
+            beta (float, optional): weight of the mean information in nats, as in :meth:`LayerIBA.attribute`. Default:
+                10.0 (paper).
+            max_steps (int, optional): steps to stop at. Default: None.
+            targets ("labels", "predictions" or Callable, optional): what the decision is: labels of the data, what the
+                model itself predicts, or ``targets(batch) -> (N,)``. Default: ``"labels"``, as in the paper.
+            checkpoint (str or PathLike, optional): a file to write the training to, and to go on from if it is there.
+                Epochs and max_steps may then be others; statistics are the checkpoint's. Default: None.
+            show_progress (bool, optional): show a progress bar over the steps. Default: True.
+            input_fn (Callable, optional): as for :meth:`LayerIBA.estimate`. Default: None.
+            attribute_to_layer_input (bool, optional): a bottleneck at the layer's input. Default: False.
+            objective (str or Callable, optional): as in :meth:`LayerIBA.attribute`. Default: None, logits.
+            class_dim (int, optional): axis of the classes in the output. Default: 1.
+            seed (int, optional): of first weights, noise, and order of the data. Default: 0.
+            checkpoint_every (int, optional): steps between checkpoints, which are also written after each epoch and at
+                an interruption. Default: 100.
+            mixed_precision (bool, optional): run the model in bfloat16; the information stays in float32. Default:
+                None: on GPUs that have it.
+
+        Returns:
+            LayerReadoutIBA: self, with :attr:`history`.
+
+        Raises:
+            StatisticsError: :meth:`estimate` comes first.
+            NonFiniteError: something became NaN or infinite: what, and when. The weights before that step stay.
+            InvalidArgumentError: an argument out of range, no data, or a checkpoint of another training.
+            InvalidTypeError, MismatchedArgumentsError: data without labels, or not one label an input.
+            TargetError, TargetIndexError: labels that are no classes of the output.
+            ReadoutFileError: a checkpoint that cannot be read.
+            GradientModeError: the output does not depend on the layer.
+
+        Examples::
+
+            >>> import torch
+            >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+            >>> data = [(torch.randn(50, 3), torch.randint(0, 2, (50,))) for _ in range(20)]
+            >>> readout = LayerReadoutIBA(model, model[0]).estimate(data)
+            >>> readout.fit(data, data[:2], epochs=1, show_progress=False).history.validation[-1].n
+            100
+        """
+        arguments = FitArguments(
+            epochs,
+            learning_rate,
+            beta,
+            max_steps,
+            targets,
+            seed,
+            checkpoint_every,
+            mixed_precision,
+            class_dim,
+            objective,
+        )
+        path = None if checkpoint is None else Path(checkpoint)
+        site, modules = self._locate(attribute_to_layer_input)
+        readout = self._state.readouts.get((self.layer, attribute_to_layer_input))
+        if readout is None and path is not None and path.is_file():
+            readout = read_readout(path, site, names_of(modules))
+        if readout is None:
+            raise StatisticsError(
+                f"There are no feature statistics of the {site.side} of {site.name} and of the layers that are read. "
+                "Call estimate(data) first, with attribute_to_layer_input as here."
+            )
+        readout = Readout(site, readout.sources, readout.statistics, self._settings)
+        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
+        to_switch = reachable(modules, site.layer)
+        with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
+            fit_readout(
+                readout,
+                forward_func,
+                modules,
+                (train_data, val_data),
+                arguments,
+                input_fn=input_fn,
+                checkpoint=path,
+                show_progress=show_progress,
+                warner=self._state.warner,
+                when_ready=lambda: self._keep(readout),
+            )
+        return self
+
+    def evaluate(
+        self,
+        data: Iterable[Any],
+        beta: float = 10.0,
+        targets: Targets = "labels",
+        input_fn: InputFn | None = None,
+        attribute_to_layer_input: bool = False,
+        objective: ObjectiveType = None,
+        class_dim: int = 1,
+        seed: int = 0,
+    ) -> Measures:
+        """Measure the trained bottleneck on data: loss, bits and accuracy with one draw of noise an example.
+
+        Args:
+            data (Iterable): batches as for :meth:`fit`.
+            beta (float, optional): in the objective that is reported. Default: 10.0.
+            targets ("labels", "predictions" or Callable, optional): as for :meth:`fit`. Default: ``"labels"``.
+            input_fn (Callable, optional): as for :meth:`fit`. Default: None.
+            attribute_to_layer_input (bool, optional): as for :meth:`fit`. Default: False.
+            objective (str or Callable, optional): as for :meth:`fit`. Default: None.
+            class_dim (int, optional): as for :meth:`fit`. Default: 1.
+            seed (int, optional): of the noise. Default: 0.
+
+        Returns:
+            Measures: means over the examples.
+
+        Raises:
+            NotTrainedError: :meth:`fit` or :meth:`load` come first.
+            CaptumIBAError: everything :meth:`fit` raises about data and targets.
+        """
+        arguments = FitArguments(1, 1e-5, beta, None, targets, seed, 1, False, class_dim, objective)
+        site, modules = self._locate(attribute_to_layer_input)
+        readout = self._trained(site)
+        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
+        to_switch = reachable(modules, site.layer)
+        with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
+            return evaluate_readout(
+                readout, forward_func, modules, data, arguments, input_fn=input_fn, warner=self._state.warner
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, statistics, layer names, configuration and history of the current layer: one safetensors file.
+
+        Args:
+            path (str or PathLike): target; an existing file is replaced only once the new one is complete.
+
+        Raises:
+            StatisticsError: there is nothing yet; without :meth:`fit` the file holds statistics alone.
+        """
+        readout = self._current()
+        if readout is None:
+            raise StatisticsError("There is nothing to save. Call estimate(data) and fit(train_data) first.")
+        write_readout(Path(path), readout, names_of(self._locate(readout.site.at_input)[1]))
+
+    def load(self, path: str | os.PathLike[str], attribute_to_layer_input: bool = False) -> LayerReadoutIBA:
+        """Read what :meth:`save` wrote, or a checkpoint of :meth:`fit`.
+
+        Args:
+            path (str or PathLike): the file.
+            attribute_to_layer_input (bool, optional): it is a bottleneck at the layer's input. Default: False.
+
+        Returns:
+            LayerReadoutIBA: self; network and mask are shaped as in the file.
+
+        Raises:
+            MissingFileError: no such file.
+            ReadoutFileError: a damaged file, or one for another network, layer or side.
+        """
+        site, modules = self._locate(attribute_to_layer_input)
+        self._keep(read_readout(Path(path), site, names_of(modules)))
+        return self
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        attribute_to_layer_input: bool = False,
+        attr_dim_summation: bool = True,
+        internal_batch_size: int | None = None,
+        return_diagnostics: bool = False,
+        n_samples: int = 10,
+        objective: ObjectiveType = None,
+        seed: int = 0,
+        class_dim: int = 1,
+    ) -> Tensor | tuple[Tensor, IBADiagnostics]:
+        r"""Return the information that passes the trained bottleneck, in bits.
+
+        One forward pass as far as the last layer that is read; no gradient, so ``torch.inference_mode`` is welcome.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): as for Captum's layer methods; the first axis is the batch.
+            target (int, tuple, Tensor or list, optional): checked against the model's output, which is then computed;
+                the map does not depend on it. Default: None, needed for diagnostics alone.
+            additional_forward_args (Any, optional): as in Captum. Default: None.
+            attribute_to_layer_input (bool, optional): the bottleneck at the layer's input. Default: False.
+            attr_dim_summation (bool, optional): sum the bits over the channels, keeping the axis. False returns the
+                layer's full shape. Default: True, as in LayerGradCam.
+            internal_batch_size (int, optional): most rows that go through the model at once. Default: None, all.
+            return_diagnostics (bool, optional): return ``(bits, IBADiagnostics)``, with the target's probability over
+                noisy copies, which takes further passes. Default: False.
+            n_samples (int, optional): noisy copies of an example for the diagnostics. Default: 10.
+            objective (str or Callable, optional): as in :meth:`LayerIBA.attribute`, for the diagnostics. Default: None.
+            seed (int, optional): of the diagnostics' noise. Default: 0.
+            class_dim (int, optional): axis of the classes in the output. Default: 1, as in Captum.
+
+        Returns:
+            *Tensor* of **attributions**: bits, never negative, detached: (N, 1, H, W) for features (N, C, H, W),
+            (N, T, 1) for tokens, (N, 1) for vectors; with ``return_diagnostics`` a tuple of it and
+            :class:`IBADiagnostics`, whose objective and information have one step.
+
+        Raises:
+            NotTrainedError: :meth:`fit` or :meth:`load` come first.
+            CaptumIBAError: everything :meth:`LayerIBA.attribute` raises about inputs, layers, statistics and targets.
+
+        Examples::
+
+            >>> import torch
+            >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+            >>> data = [(torch.randn(50, 3), torch.randint(0, 2, (50,))) for _ in range(20)]
+            >>> readout = LayerReadoutIBA(model, model[0]).estimate(data).fit(data, epochs=1, show_progress=False)
+            >>> bits, record = readout.attribute(torch.randn(4, 3), target=1, return_diagnostics=True)
+            >>> bits.shape, record.target_probability.shape
+            (torch.Size([4, 1]), torch.Size([4]))
+        """
+        site, modules = self._locate(attribute_to_layer_input)
+        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
+        forward = Forward(forward_func, inputs, additional_forward_args, needs_gradient=False)
+        reader = Reader(self._trained(site), forward, self._state.warner, internal_batch_size)
+        to_switch = reachable(modules, site.layer)
+        with (
+            exclusive(to_switch),
+            evaluation_mode(to_switch, self._state.warner),
+            torch.autocast(forward.device_type, enabled=False),
+            torch.no_grad(),
+        ):
+            explained = reader.explain(target, objective, class_dim, attr_dim_summation, return_diagnostics)
+            bits = explained.bits.contiguous()
+            if not return_diagnostics:
+                return bits
+            return bits, reader.diagnose(explained, modules, target, objective, class_dim, n_samples, seed)
+
+    def _locate(self, at_input: bool) -> tuple[Site, list[nn.Module]]:
+        return locate(unwrap_parallel(self.forward_func, self.device_ids), self.layer, at_input)
+
+    def _current(self) -> Readout | None:
+        """Of the current layer, on the side used last, else on the other."""
+        by_side = [self._state.readouts.get((self.layer, side)) for side in (False, True)]
+        wanted = by_side[self._state.at_input]
+        return wanted if wanted is not None else by_side[not self._state.at_input]
+
+    def _keep(self, readout: Readout) -> None:
+        self._state.at_input = readout.site.at_input
+        self._state.readouts[readout.site.layer, readout.site.at_input] = readout
+
+    def _keep_statistics(self, readout: Readout) -> None:
+        """Keep new statistics, and what was trained before for the same layers."""
+        before = self._state.readouts.get((readout.site.layer, readout.site.at_input))
+        if before is not None and before.network is not None and before.sources == readout.sources:
+            readout = replace(before, statistics=readout.statistics)
+        self._keep(readout)
+
+    def _trained(self, site: Site) -> Readout:
+        readout = self._state.readouts.get((site.layer, site.at_input))
+        if readout is None or readout.network is None:
+            raise NotTrainedError(
+                f"There is no trained readout for the {site.side} of {site.name}. Call estimate(data) and "
+                "fit(train_data), or load(path); LayerIBA needs no training."
+            )
+        return readout
+
+
+def _key(site: Site, names: Mapping[nn.Module, str]) -> str:
+    """A site's name among :attr:`LayerReadoutIBA.statistics`."""
+    name = names.get(site.layer, type(site.layer).__name__)
+    return f"{name} (input)" if site.at_input else name
