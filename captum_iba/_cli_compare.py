@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba._processes import process_group, rank
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare, registered_methods
 from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS
 from captum_iba.comparison.dataset import ExampleSet, TensorExamples
+from captum_iba.comparison.methods import find_methods
+from captum_iba.comparison.readout_method import NAME as READOUT
 from captum_iba.errors import DeviceError, InvalidArgumentError
-from captum_iba.photos import Classifier, load_classifier, photos_in, read_batches
+from captum_iba.photos import load_classifier, photos_in
 
-SOME_SKIPPED = 1
 _OF_PHOTOS = {
     "data": None,
     "boxes": None,
@@ -118,6 +118,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-pictures", type=int, default=40, metavar="N", help="examples with pictures, default: 40")
     parser.add_argument("--beta", type=float, help="of LayerIBA, default: 10")
     parser.add_argument(
+        "--readout",
+        type=Path,
+        metavar="FILE",
+        help="a trained readout, which joins the methods; without it LayerReadoutIBA, if asked for, is trained on "
+        "--calibrate. Default with --demo: the embedded one",
+    )
+    parser.add_argument(
         "--max-examples-per-batch", type=int, metavar="N", help="rows at once, default: what runs fastest"
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -157,13 +164,13 @@ def run(options: argparse.Namespace) -> int:
         report = compare(
             subject.model.to(device),
             subject.examples,
-            _names(options.methods),
+            _methods(options),
             _names(options.metrics),
             subject.layer,
             gradcam_layer=options.gradcam_layer,
             statistics=subject.statistics,
             calibration=subject.calibration,
-            method_options=None if options.beta is None else {"LayerIBA": {"beta": options.beta}},
+            method_options=_method_options(options),
             baselines=subject.baseline if options.baseline is None else options.baseline,
             n_steps=options.n_steps,
             categories=subject.categories,
@@ -187,6 +194,27 @@ def _write(report: Report, folder: Path) -> None:
 
 def _names(text: str) -> str | list[str]:
     return text if text in ("paper", "all") else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _methods(options: argparse.Namespace) -> list[str]:
+    """The methods asked for, and the readout where there is a trained one."""
+    named = [method.name for method in find_methods(_names(options.methods))]
+    joins = options.readout is not None or (options.demo and options.methods == "paper")
+    return [*named, READOUT] if joins and READOUT not in named else named
+
+
+def _method_options(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Arguments of single methods that the command line has."""
+    found: dict[str, dict[str, Any]] = {}
+    if options.beta is not None:
+        found["LayerIBA"] = {"beta": options.beta}
+    if options.readout is not None:
+        found[READOUT] = {"path": options.readout}
+    elif options.demo and READOUT in _methods(options):
+        from captum_iba.demo.readout import PATH
+
+        found[READOUT] = {"path": PATH}
+    return found
 
 
 def _device(name: str) -> torch.device:
@@ -244,7 +272,9 @@ def _photos(options: argparse.Namespace) -> _Subject:
         examples = JoinedExamples(examples, boxed)
     elif options.boxes_target is not None:
         raise InvalidArgumentError("--boxes-target is for a --boxes folder with photos of its own; this one has none.")
-    calibration = None if options.calibrate is None else _Batches(options.calibrate, classifier)
+    calibration = (
+        None if options.calibrate is None else FolderBatches(options.calibrate, classifier, _BATCH, "calibration")
+    )
     return _Subject(
         classifier.name,
         classifier.model,
@@ -263,20 +293,3 @@ def _has_photos(folder: Path) -> bool:
         return bool(photos_in(folder))
     except InvalidArgumentError:
         return False
-
-
-class _Batches:
-    """Batches of a folder's photos, read anew each time they are asked for."""
-
-    def __init__(self, folder: Path, classifier: Classifier) -> None:
-        self._paths, self._classifier = photos_in(folder), classifier
-        self._named: set[Path] = set()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for _, images in read_batches(self._paths, self._classifier.preprocess, _BATCH, self._name):
-            yield images
-
-    def _name(self, path: Path, reason: str) -> None:
-        if path not in self._named:
-            self._named.add(path)
-            print(f"captum-iba: left out of the calibration {path}: {reason}", file=sys.stderr)

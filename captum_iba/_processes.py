@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 _groups = itertools.count()
+_alone = ContextVar("alone", default=False)
 
 
 def rank() -> int:
@@ -27,7 +29,17 @@ def world_size() -> int:
 
 
 def _running() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone.get() and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works as if there were no others: for work that they may never come to, or not now."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 @contextmanager
@@ -38,7 +50,7 @@ def process_group(device_type: str = "cpu") -> Iterator[None]:
         device_type (str, optional): of the tensors to be exchanged; gloo carries those of the CPU, and NCCL those of
             GPUs. Default: ``"cpu"``, for a few objects.
     """
-    if _running() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
+    if _alone.get() or _running() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield
         return
     from torch.distributed.distributed_c10d import PrefixStore

@@ -21,7 +21,7 @@ from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.errors import InvalidArgumentError, MismatchedArgumentsError
 
 HiddenChannels = Literal["published"] | Sequence[int]
-DEFAULT_HIDDEN = (256, 256)
+DEFAULT_HIDDEN = (128, 128)
 
 
 @dataclass(frozen=True)

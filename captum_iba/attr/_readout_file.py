@@ -151,6 +151,26 @@ class _Read:
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
 
 
+def layer_of(path: Path) -> str:
+    """Name of the bottleneck's layer in a file.
+
+    Raises:
+        MissingFileError: no such file.
+        ReadoutFileError: a damaged file, or one of another kind.
+    """
+    read = _open(path)
+    try:
+        return str(read.content["sites"][0]["layer"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _open(path: Path) -> _Read:
+    if not path.is_file():
+        raise MissingFileError(f"No readout at {str(path)!r}. Write one with save(path).")
+    return _parse(path, path.read_bytes())
+
+
 def read_readout(path: Path, site: Site, names: Mapping[nn.Module, str]) -> Readout:
     """Read a readout for a layer of this model.
 
@@ -166,9 +186,7 @@ def read_readout(path: Path, site: Site, names: Mapping[nn.Module, str]) -> Read
         MissingFileError: no such file.
         ReadoutFileError: a damaged file, or one for another network, layer or side.
     """
-    if not path.is_file():
-        raise MissingFileError(f"No readout at {str(path)!r}. Write one with save(path).")
-    read = _parse(path, path.read_bytes())
+    read = _open(path)
     try:
         sites = [_found_site(read, entry, site, names) for entry in read.content["sites"]]
         _assert_same_site(read, sites[0], site, names)

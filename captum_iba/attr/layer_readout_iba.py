@@ -25,7 +25,7 @@ from captum_iba.attr._calibration import (
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
-from captum_iba.attr._readout import HiddenChannels, Readout, ReadoutSettings
+from captum_iba.attr._readout import DEFAULT_HIDDEN, HiddenChannels, Readout, ReadoutSettings
 from captum_iba.attr._readout_calibration import ReadoutCollector, as_readout
 from captum_iba.attr._readout_call import Reader
 from captum_iba.attr._readout_file import read_readout, write_readout
@@ -72,7 +72,7 @@ class LayerReadoutIBA(LayerAttribution):
             Default: None.
         hidden_channels (Sequence[int] or "published", optional): widths between the network's three convolutions;
             ``"published"`` is half the channels that are read and twice the bottleneck's, which costs several times as
-            much as the analysed network (``python -m benchmarks.readout``). Default: (256, 256), which costs less than
+            much as the analysed network (``python -m benchmarks.readout``). Default: (128, 128), which costs less than
             half of it.
         sigma (float, optional): standard deviation of the mask's smoothing, as in :meth:`LayerIBA.attribute`. Default:
             None: 1.0 on grids (paper), off on tokens and vectors.
@@ -111,7 +111,7 @@ class LayerReadoutIBA(LayerAttribution):
         device_ids: Sequence[int] | None = None,
         readout_layers: ReadoutLayers = "auto",
         statistics: Mapping[str, FeatureStatistics] | None = None,
-        hidden_channels: HiddenChannels = (256, 256),
+        hidden_channels: HiddenChannels = DEFAULT_HIDDEN,
         sigma: float | None = None,
         initial_alpha: float = 5.0,
         relu: bool = False,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 
 import captum
 import torch
@@ -45,7 +47,7 @@ def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None
         "statistics": _or_reason(lambda: _summary(context.statistics)) if is_fitted else "not needed",
         "calibration": _or_reason(lambda: context.calibration.summary) if is_calibrated else "not needed",
         "methods": [_method(method) for method in plan.methods],
-        "method_options": {name: {k: described(v) for k, v in o.items()} for name, o in context.options.items()},
+        "method_options": {name: {k: _option(v) for k, v in o.items()} for name, o in context.options.items()},
         "metrics": [_column(column) for column in plan.columns],
         "categories": None if plan.categories is None else _digest(plan.categories),
         "examples": len(examples.keys),
@@ -100,6 +102,13 @@ def _constant(value: object) -> str:
     if isinstance(value, frozenset):
         return repr(sorted(_constant(item) for item in value))
     return repr([_constant(item) for item in value]) if isinstance(value, tuple) else _text(value)
+
+
+def _option(value: object) -> str:
+    """An argument of a method; a file by its content too, which may change between two runs."""
+    if isinstance(value, (str, os.PathLike)) and Path(value).is_file():
+        return f"{described(value)} [{hashlib.sha256(Path(value).read_bytes()).hexdigest()[:8]}]"
+    return described(value)
 
 
 def _column(column: object) -> str:

@@ -149,7 +149,8 @@ class Runner:
         if example.key in self._plan.pictured and example.display is not None:
             heat_map = to_heat_map(maps, method.unit, (state.inputs.shape[2], state.inputs.shape[3]))
         is_constant = bool(maps.sum(dim=1).max() == maps.sum(dim=1).min())
-        return MethodRecord("", cost.seconds, cost.memory, metrics, heat_map, is_constant)
+        fit_seconds = self._plan.context.fit_seconds.get(method.name)
+        return MethodRecord("", cost.seconds, cost.memory, metrics, heat_map, is_constant, fit_seconds)
 
     def _metrics(self, example: Example, state: ExampleState, maps: Tensor, explain: Explainer) -> dict[str, Record]:
         found: dict[str, Record] = {}

@@ -187,8 +187,19 @@ def notes(results: Results) -> list[str]:
         if info.n_constant
     ]
     columns = [line for metric in results.metrics if ran for line in _column_notes(results, metric.name)]
+    trained = [
+        f"{info.name} was trained in {number_text(info.fit_seconds, 3)} s, which is not in its seconds an image"
+        for info in ran
+        if not math.isnan(info.fit_seconds)
+    ]
     costs = (("time", [info.seconds for info in ran]), ("peak memory", [info.peak_memory for info in ran]))
-    return [*failed, *constant, *columns, *(line for name, values in costs for line in _unmeasured(ran, name, values))]
+    return [
+        *failed,
+        *constant,
+        *columns,
+        *trained,
+        *(line for name, values in costs for line in _unmeasured(ran, name, values)),
+    ]
 
 
 def _column_notes(results: Results, metric: str) -> list[str]:

@@ -39,6 +39,22 @@ class Calibration(Protocol):
         """What tells them from other images."""
 
 
+class _Batches:
+    """The calibration data, as often as they are asked for.
+
+    Args:
+        calibration (Callable): the data.
+        most (int, optional): most images of a batch.
+    """
+
+    def __init__(self, calibration: Calibration, most: int | None) -> None:
+        self._calibration, self._most = calibration, most
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._calibration():
+            yield from (batch,) if self._most is None else torch.split(batch, self._most)
+
+
 class Context:
     """What methods are built from.
 
@@ -65,6 +81,7 @@ class Context:
         baselines (str or float): what stands for nothing in an image, see :meth:`baseline`.
         options (Mapping[str, Mapping[str, Any]]): arguments by method; a builder takes them by :meth:`options_of`.
         used (set[str]): methods whose options were taken.
+        fit_seconds (dict[str, float]): time that methods say they were trained for, once for all examples.
         fixed_seed (int or None): of all images, where noise must not follow the image; None: of each its own.
     """
 
@@ -89,6 +106,7 @@ class Context:
         self.seed, self.baselines = seed, baselines
         self.options: Mapping[str, Mapping[str, Any]] = options or {}
         self.used: set[str] = set()
+        self.fit_seconds: dict[str, float] = {}
         given = {"layer": layer, "gradcam_layer": gradcam_layer, "statistics": statistics}
         self._found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
 
@@ -158,17 +176,13 @@ class Context:
         most: int | None = None
         while True:
             try:
-                return estimate(self._batches(most))
+                return estimate(_Batches(self.calibration, most))
             except torch.OutOfMemoryError:
                 if most == 1:
                     raise
                 most = self.rows if most is None else most // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-    def _batches(self, most: int | None) -> Iterator[Tensor]:
-        for batch in self.calibration():
-            yield from (batch,) if most is None else torch.split(batch, most)
 
     @cached_property
     def copy(self) -> nn.Module:
@@ -328,7 +342,8 @@ def _unknown(name: str) -> InvalidArgumentError:
 
 def _load_own() -> None:
     """Register the methods of this package, which must know this module."""
-    import captum_iba.comparison.captum_methods  # noqa: F401
+    import captum_iba.comparison.captum_methods
+    import captum_iba.comparison.readout_method  # noqa: F401
 
 
 PAPER = (

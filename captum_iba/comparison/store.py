@@ -22,7 +22,7 @@ _TABLES = {
     "examples": "key TEXT PRIMARY KEY, skipped TEXT, target TEXT, predicted TEXT, probability REAL, photo BLOB, "
     "boxes TEXT",
     "results": "key TEXT NOT NULL, method TEXT NOT NULL, failure TEXT, seconds REAL, memory REAL, metrics TEXT, "
-    "map BLOB, low REAL, high REAL, is_constant INTEGER, PRIMARY KEY (key, method)",
+    "map BLOB, low REAL, high REAL, is_constant INTEGER, fit_seconds REAL, PRIMARY KEY (key, method)",
 }
 
 
@@ -37,6 +37,7 @@ class MethodRecord:
         metrics (Mapping[str, Any]): record by metric.
         heat_map (HeatMap or None): for the pictures.
         is_constant (bool): the map has one value everywhere, so that it ranks nothing.
+        fit_seconds (float or None): time of the training before the first example.
     """
 
     failure: str = ""
@@ -45,6 +46,7 @@ class MethodRecord:
     metrics: Mapping[str, Any] | None = None
     heat_map: HeatMap | None = None
     is_constant: bool = False
+    fit_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Store:
                 (info.key, record.skipped, info.target, info.predicted, _finite(info.probability), info.photo, boxes),
             )
             self._connection.executemany(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [_method_row(info.key, name, result) for name, result in record.methods.items()],
             )
 
@@ -172,8 +174,8 @@ class Store:
                 None if boxes is None else np.array(json.loads(boxes), dtype=np.float64).reshape(-1, 4),
             )
             rows = self._connection.execute(
-                "SELECT method, failure, seconds, memory, metrics, map, low, high, is_constant FROM results "
-                "WHERE key = ?",
+                "SELECT method, failure, seconds, memory, metrics, map, low, high, is_constant, fit_seconds FROM "
+                "results WHERE key = ?",
                 (key,),
             )
             yield ExampleRecord(info, skipped, {row[0]: _method_record(*row[1:]) for row in rows})
@@ -208,7 +210,8 @@ def _method_row(key: str, name: str, result: MethodRecord) -> tuple[object, ...]
         np.savez_compressed(buffer, levels=result.heat_map.levels)
         image, low, high = buffer.getvalue(), result.heat_map.low, result.heat_map.high
     metrics = json.dumps(result.metrics or {}, allow_nan=False)
-    return key, name, result.failure, result.seconds, result.memory, metrics, image, low, high, int(result.is_constant)
+    costs = result.seconds, result.memory
+    return key, name, result.failure, *costs, metrics, image, low, high, int(result.is_constant), result.fit_seconds
 
 
 def _method_record(
@@ -220,9 +223,10 @@ def _method_record(
     low: float | None,
     high: float | None,
     is_constant: int,
+    fit_seconds: float | None,
 ) -> MethodRecord:
     heat_map = None
     if image is not None and low is not None and high is not None:
         with np.load(io.BytesIO(image)) as stored:
             heat_map = HeatMap(stored["levels"], low, high)
-    return MethodRecord(failure, seconds, memory, json.loads(metrics), heat_map, bool(is_constant))
+    return MethodRecord(failure, seconds, memory, json.loads(metrics), heat_map, bool(is_constant), fit_seconds)

@@ -220,6 +220,7 @@ def to_dataframe(results: Results) -> Any:
         columns[metric, "n"] = [int((~np.isnan(results.scores[name][metric])).sum()) for name in names]
     columns["seconds", ""] = [info.seconds for info in results.methods]
     columns["peak memory", ""] = [info.peak_memory for info in results.methods]
+    columns["training seconds", ""] = [info.fit_seconds for info in results.methods]
     columns["failed examples", ""] = [info.n_failed for info in results.methods]
     columns["reason", ""] = [info.reason for info in results.methods]
     frame = pandas.DataFrame(columns, index=pandas.Index(names, name="method"))

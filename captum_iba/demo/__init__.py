@@ -18,5 +18,6 @@ from __future__ import annotations
 
 from captum_iba.demo.data import Canvases, load_canvases, to_display
 from captum_iba.demo.model import LAYER, DigitsNet, load_model
+from captum_iba.demo.readout import load_readout
 
-__all__ = ["LAYER", "Canvases", "DigitsNet", "load_canvases", "load_model", "to_display"]
+__all__ = ["LAYER", "Canvases", "DigitsNet", "load_canvases", "load_model", "load_readout", "to_display"]

@@ -175,6 +175,8 @@ BUILTIN = {
     E.TargetIndexError: IndexError,
     E.StatisticsError: ValueError,
     E.StatisticsFileError: ValueError,
+    E.NotTrainedError: RuntimeError,
+    E.ReadoutFileError: ValueError,
     E.StoreError: OSError,
     E.GradientModeError: RuntimeError,
     E.DeviceError: RuntimeError,

@@ -7,6 +7,7 @@ calibration. The adapter calibrates on its first call; later calls of the same i
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib.util
 import random
@@ -20,6 +21,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
+from captum_iba.attr import LayerReadoutIBA
 
 SEED = 1234
 BAD_TARGET = (9999,) * 20
@@ -54,6 +56,64 @@ class AutoFitLayerIBA(LayerIBA):
         return LayerIBA.attribute.__wrapped__(self, inputs, *args, **kwargs)
 
 
+def total(output: Tensor, _target: Any) -> Tensor:
+    """A loss of each row for outputs of any shape."""
+    return output.flatten(1).square().sum(dim=1)
+
+
+class FittedLayerReadoutIBA(LayerReadoutIBA):
+    """LayerReadoutIBA that is trained on what it is calibrated on, and takes LayerIBA's numbers without using them."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: Any = None, **kwargs: Any) -> None:
+        super().__init__(forward_func, layer, device_ids, **{"hidden_channels": (6, 6)} | kwargs)
+
+    n_rows = 0
+
+    def estimate(self, data: Any, **kwargs: Any) -> FittedLayerReadoutIBA:
+        """Statistics, then a few steps."""
+        super().estimate(data, **kwargs)
+        at_input = kwargs.get("attribute_to_layer_input", False)
+        batches = [data] if isinstance(data, Tensor) else data
+        self.fit(
+            batches,
+            epochs=4,
+            learning_rate=0.05,
+            beta=0.1,
+            targets=lambda batch: torch.zeros(self.n_rows if batch is None else len(batch)),
+            objective=total,
+            show_progress=False,
+            input_fn=kwargs.get("input_fn"),
+            attribute_to_layer_input=at_input,
+        )
+        return self
+
+    @log_usage()
+    def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As LayerReadoutIBA, but for steps and beta."""
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("n_steps", "beta")}
+        return LayerReadoutIBA.attribute.__wrapped__(self, inputs, *args, **kwargs)
+
+
+class AutoFitLayerReadoutIBA(FittedLayerReadoutIBA):
+    """The same, calibrated and trained on its first call's inputs."""
+
+    @log_usage()
+    def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calibrate and train if that has not happened yet, then attribute."""
+        if self.statistics is None:
+            rows = inputs[0] if isinstance(inputs, tuple) else inputs
+            self.n_rows = len(rows)
+            self.estimate(
+                [None],
+                input_fn=lambda _: (inputs, kwargs.get("additional_forward_args")),
+                attribute_to_layer_input=kwargs.get("attribute_to_layer_input", False),
+            )
+        return FittedLayerReadoutIBA.attribute.__wrapped__(self, inputs, *args, **kwargs)
+
+
+AUTO_FIT = {"LayerIBA": AutoFitLayerIBA, "LayerReadoutIBA": AutoFitLayerReadoutIBA}
+
+
 @dataclass
 class Entry:
     """One line of a test table; ``other`` is a second target that fits the model."""
@@ -64,14 +124,19 @@ class Entry:
     args: dict[str, Any]
     other: Any = None
     noise_tunnel: bool = False
+    kind: str = "LayerIBA"
 
     def __post_init__(self) -> None:
-        self.algorithm = type(f"AutoFit_{self.name}", (AutoFitLayerIBA,), {})
+        self.algorithm = type(f"AutoFit_{self.name}", (AUTO_FIT[self.kind],), {})
 
     def fresh(self) -> Entry:
         """A copy that a test may change."""
         model, args = copy.deepcopy(self.model), copy.deepcopy(self.args)
-        return Entry(self.name, model, self.layer, args, self.other, self.noise_tunnel)
+        return Entry(self.name, model, self.layer, args, self.other, self.noise_tunnel, self.kind)
+
+    def of(self, kind: str) -> Entry:
+        """The same for another method."""
+        return dataclasses.replace(self, kind=kind)
 
     def method(self) -> Any:
         """The method for the model as it is now."""
@@ -269,13 +334,13 @@ def stock_entries() -> dict[str, Entry]:
     return _stock() if HAS_STOCK else {}
 
 
-def find_entry(name: str) -> Entry:
+def find_entry(name: str, kind: str = "LayerIBA") -> Entry:
     """The entry of that name, in a copy of its own; the seed is the same at each call."""
     if name not in _REAL:
-        return stock_entries()[name].fresh()
+        return stock_entries()[name].fresh().of(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return _REAL[name]()
+        return _REAL[name]().of(kind)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

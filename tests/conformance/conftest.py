@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.conformance._adapter import REAL_NAMES, STOCK_NAMES, Entry, find_entry, reseed
+from tests.conformance._adapter import AUTO_FIT, REAL_NAMES, STOCK_NAMES, Entry, find_entry, reseed
 
 # few examples, modules in training mode and maps smaller than the smoothing window are used here on purpose
 EXPECTED_WARNINGS = (
@@ -37,15 +37,27 @@ def _seeded_single_thread() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
+@pytest.fixture(params=AUTO_FIT)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The methods, by name."""
+    return str(request.param)
+
+
 @pytest.fixture(params=[*STOCK_NAMES, *REAL_NAMES])
-def entry(request: pytest.FixtureRequest) -> Entry:
-    """Captum's entries and our own, one after the other."""
-    found = find_entry(request.param)
+def entry(request: pytest.FixtureRequest, kind: str) -> Entry:
+    """Captum's entries and our own, one after the other, for each method."""
+    found = find_entry(request.param, kind)
     reseed()
     return found
 
 
 @pytest.fixture(params=REAL_NAMES)
 def real_entry(request: pytest.FixtureRequest) -> Entry:
-    """Entries whose cross-entropy depends on the input."""
+    """Entries whose cross-entropy depends on the input, for the method whose map depends on the target."""
     return find_entry(request.param)
+
+
+@pytest.fixture(params=REAL_NAMES)
+def real_entry_of_any_kind(request: pytest.FixtureRequest, kind: str) -> Entry:
+    """The same for each method."""
+    return find_entry(request.param, kind)

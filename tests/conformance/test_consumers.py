@@ -1,4 +1,4 @@
-"""What Captum builds on attribution methods works on LayerIBA and IBA, and gives what it should."""
+"""What Captum builds on attribution methods works on LayerIBA, IBA and LayerReadoutIBA, and gives what it should."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from captum_iba import IBA, LayerIBA
 from captum_iba.errors import DeviceError
-from tests.conformance._adapter import QUICK
+from tests.conformance._adapter import QUICK, FittedLayerReadoutIBA
 
-METHODS = pytest.mark.parametrize("kind", [LayerIBA, IBA])
+PER_SAMPLE = pytest.mark.parametrize("kind", [LayerIBA, IBA])
+METHODS = pytest.mark.parametrize("kind", [LayerIBA, IBA, FittedLayerReadoutIBA])
 
 
 def images(n: int = 4, channels: int = 2) -> Tensor:
@@ -44,12 +45,6 @@ def model() -> nn.Sequential:
 def x(model: nn.Sequential) -> Tensor:
     """Inputs, drawn after the model."""
     return images()
-
-
-@pytest.fixture
-def layer_iba(model: nn.Sequential, x: Tensor) -> LayerIBA:
-    """Calibrated at the second convolution."""
-    return LayerIBA(model, model[2]).estimate(images(50))
 
 
 @pytest.fixture
@@ -153,7 +148,7 @@ def test_tcav_runs_and_keeps_the_statistics_of_each_layer(tmp_path: Path, model:
 # copies
 
 
-@METHODS
+@PER_SAMPLE
 def test_a_copy_with_another_function_leaves_the_original_alone(kind: type, model: nn.Sequential, x: Tensor) -> None:
     """Reassigning forward_func on a shallow copy changes what the copy explains, and nothing of the original."""
     method = kind(model, model[2]).estimate(images(50))
@@ -166,7 +161,7 @@ def test_a_copy_with_another_function_leaves_the_original_alone(kind: type, mode
     assert (changed - plain).abs().max() > 0.01 * plain.max()
 
 
-@METHODS
+@PER_SAMPLE
 def test_a_copy_and_its_original_share_statistics(kind: type, model: nn.Sequential) -> None:
     """Whichever of the two is calibrated, before or after copying, both have the new statistics."""
     method = kind(model, model[2])
@@ -189,6 +184,42 @@ def test_a_copy_with_another_layer_has_statistics_of_its_own(model: nn.Sequentia
     other.estimate(images(20))
     assert other.statistics is not None
     assert iba.statistics is kept
+
+
+def test_a_copy_of_a_readout_shares_what_was_estimated_and_trained(model: nn.Sequential, x: Tensor) -> None:
+    """Whichever is calibrated and trained, before or after copying, both have it; another function stays apart."""
+    method = FittedLayerReadoutIBA(model, model[2])
+    other = copy.copy(method)
+    method.estimate(images(20))
+    assert other.statistics == method.statistics != {}
+    assert other.history is method.history
+    plain = method.attribute(x)
+    assert torch.equal(other.attribute(x), plain)
+    other.forward_func = lambda inputs: model(inputs + 1.0)
+    assert method.forward_func is model
+    assert not torch.allclose(other.attribute(x), plain, rtol=0.01)
+    assert torch.equal(method.attribute(x), plain)
+    other.layer = model[0]
+    assert other.statistics is None and method.statistics is not None
+
+
+def test_tcav_takes_a_readout_for_each_layer(tmp_path: Path, model: nn.Sequential, x: Tensor) -> None:
+    """TCAV reassigns ``layer`` on the live object; each layer keeps its network, and scores follow from its map."""
+    concepts = [Concept(i, f"concept{i}", DataLoader(list(images(6) + 2.0 * i), batch_size=3)) for i in range(2)]
+    readout, kept = FittedLayerReadoutIBA(model, None), {}
+    for layer in ("0", "2"):
+        readout.layer = model.get_submodule(layer)
+        kept[layer] = readout.estimate(images(50)).attribute(x, attr_dim_summation=False)
+    readout.layer = None
+    tcav = TCAV(
+        model, layers=["0", "2"], classifier=MeanDifference(), layer_attr_method=readout, save_path=str(tmp_path / "c")
+    )
+    scores = tcav.interpret(x, [concepts], target=1, attr_dim_summation=False)["0-1"]
+    for layer, bits in kept.items():
+        direction = tcav.cavs["0-1"][layer].stats["weights"].float()
+        wanted = (bits.flatten(1).float() @ direction.T).mean(dim=0)
+        torch.testing.assert_close(scores[layer]["magnitude"], wanted, rtol=1e-4, atol=1e-6)
+        assert wanted.abs().max() > 1e-3
 
 
 # metrics
@@ -261,13 +292,15 @@ def test_captum_draws_the_map(iba: IBA, x: Tensor) -> None:
     assert drawn.std() > 0.05
 
 
-def test_captum_interpolates_the_map(layer_iba: LayerIBA, x: Tensor) -> None:
+@pytest.mark.parametrize("kind", [LayerIBA, FittedLayerReadoutIBA])
+def test_captum_interpolates_the_map(kind: type, model: nn.Sequential, x: Tensor) -> None:
     """Captum's nearest interpolation to twice the size repeats each position's bits."""
-    bits = layer_iba.attribute(x, target=1, **QUICK)
+    method = kind(model, model[2]).estimate(images(50))
+    bits = method.attribute(x, target=1, **QUICK)
     assert bits.shape == (4, 1, 4, 4)
     wanted = bits.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     assert torch.equal(LayerAttribution.interpolate(bits, (8, 8)), wanted)
-    assert torch.equal(layer_iba.interpolate(bits, (8, 8)), wanted)
+    assert torch.equal(method.interpolate(bits, (8, 8)), wanted)
 
 
 # parallel and compiled models

@@ -139,8 +139,9 @@ def test_an_invalid_module_leaves_no_trace(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("form", ["int", "list", "tensor", "one-element tensor"])
-def test_a_class_out_of_range_is_an_index_error_without_trace(real_entry: Entry, form: str) -> None:
+def test_a_class_out_of_range_is_an_index_error_without_trace(real_entry_of_any_kind: Entry, form: str) -> None:
     """A class that the output lacks gives TargetIndexError, an IndexError, and everything is as before."""
+    real_entry = real_entry_of_any_kind
     if real_entry.name == "tuple_targets":
         target: Any = (7, 0, 0) if form == "int" else [(7, 0, 0)] * 4
     else:
@@ -161,9 +162,9 @@ def test_a_class_out_of_range_is_an_index_error_without_trace(real_entry: Entry,
 
 
 @pytest.mark.parametrize("name", WITHOUT_TUNNEL)
-def test_global_random_states_are_left_alone(name: str) -> None:
-    """Neither calibration nor attribution draws from, or reseeds, a global generator."""
-    entry = find_entry(name)
+def test_global_random_states_are_left_alone(name: str, kind: str) -> None:
+    """Neither calibration nor training nor attribution draws from, or reseeds, a global generator."""
+    entry = find_entry(name, kind)
     python, numpy, torch_state = random.getstate(), numpy_state(), torch.get_rng_state()
     entry.method().attribute(**entry.args)
     assert random.getstate() == python
@@ -209,9 +210,9 @@ def test_a_failure_during_calibration_leaves_no_trace_and_no_statistics() -> Non
 
 
 @pytest.mark.parametrize("at_input", [False, True])
-def test_hooks_and_forwards_of_the_user_stay(at_input: bool) -> None:
+def test_hooks_and_forwards_of_the_user_stay(at_input: bool, kind: str) -> None:
     """Hooks that the user registered, and a forward that the user replaced, are still there and the same objects."""
-    entry = find_entry("linear")
+    entry = find_entry("linear", kind)
     model, seen = entry.model, []
     model[0].register_forward_hook(lambda *_: seen.append("post"))
     model[1].register_forward_pre_hook(lambda *_: seen.append("pre"))

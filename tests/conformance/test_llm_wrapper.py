@@ -11,6 +11,8 @@ from captum.attr import LLMGradientAttribution, TextTokenInput
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
+from captum_iba.attr import LayerReadoutIBA
+from tests.conformance._adapter import FittedLayerReadoutIBA
 
 WORDS = ("<unk>", "the", "cat", "sat", "on", "mat", "and", "dog", "ran", "far")
 PROMPT, ANSWER = "the cat sat on", ("mat", "and", "far")
@@ -18,9 +20,9 @@ KNOBS = {"n_steps": 4, "n_samples": 3, "beta": 0.1}
 
 
 class LLMIBAAttribution(LLMGradientAttribution):
-    """Captum's wrapper, told that LayerIBA is welcome."""
+    """Captum's wrapper, told that LayerIBA and LayerReadoutIBA are welcome."""
 
-    SUPPORTED_METHODS = (LayerIBA,)
+    SUPPORTED_METHODS = (LayerIBA, LayerReadoutIBA)
 
 
 class WordTokenizer:
@@ -152,3 +154,15 @@ def test_the_wrapper_leaves_the_method_alone(language_model: CausalLM, iba: Laye
     renewed = iba.estimate(torch.randint(1, len(WORDS), (32, 5))).statistics
     assert wrapper.attr_method.statistics is renewed
     assert renewed is not before
+
+
+def test_a_readout_explains_each_step_with_what_came_before(language_model: CausalLM) -> None:
+    """Row i is the readout's map of the prompt and the tokens before token i, cut to the prompt."""
+    readout = FittedLayerReadoutIBA(language_model, language_model.block, readout_layers=["block", "head"])
+    result = explain(readout.estimate(torch.randint(1, len(WORDS), (64, 6))))
+    ids, answer = WordTokenizer().encode(PROMPT, return_tensors="pt"), WordTokenizer().encode(" ".join(ANSWER))
+    for i in range(len(answer)):
+        sequence = torch.cat([ids, torch.tensor([answer[:i]], dtype=torch.long)], dim=1)
+        bits = readout.attribute(sequence)[0, : ids.shape[1], 0]
+        torch.testing.assert_close(result.token_attr[i].to(bits), bits, rtol=0.0, atol=1e-6)
+        assert bits.std() > 1e-3

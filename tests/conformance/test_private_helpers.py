@@ -13,6 +13,7 @@ import torch
 
 import captum_iba
 from captum_iba import _captum
+from captum_iba.attr import LayerReadoutIBA
 
 PACKAGE = Path(captum_iba.__file__).parent
 GATE = PACKAGE / "_captum.py"
@@ -116,7 +117,7 @@ def test_log_usage_keeps_the_function_within_reach() -> None:
     decorated = _captum.log_usage(part_of_slo=True)(plain)
     assert decorated.__wrapped__ is plain
     assert decorated(4) == 8
-    for method in (captum_iba.LayerIBA, captum_iba.IBA):
+    for method in (captum_iba.LayerIBA, captum_iba.IBA, LayerReadoutIBA):
         assert inspect.isfunction(method.attribute.__wrapped__)
 
 

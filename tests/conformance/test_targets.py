@@ -39,9 +39,9 @@ def run(method: Any, args: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*STOCK_PER_EXAMPLE, *REAL_PER_EXAMPLE])
-def test_batch_and_single_examples_agree(name: str) -> None:
+def test_batch_and_single_examples_agree(name: str, kind: str) -> None:
     """One example alone, with its target as it is or in a list of one, gives its row of the batch's result."""
-    entry = find_entry(name)
+    entry = find_entry(name, kind)
     method, args, targets = entry.method(), entry.args, entry.args["target"]
     batch = run(method, args)
     assert len(batch) == len(targets)
@@ -156,3 +156,14 @@ def test_the_map_of_the_real_entries_changes_with_the_target(real_entry: Entry) 
     first, second = method.attribute(**args), method.attribute(**{**args, "target": real_entry.other})
     changed = (first - second).flatten(1).abs().max(dim=1).values
     assert (changed > 0.01 * first.flatten(1).max(dim=1).values).all()
+
+
+def test_the_readouts_map_varies_and_does_not_depend_on_the_target() -> None:
+    """A trained readout's bits differ between examples, and are bit for bit the same for any class."""
+    for name in REAL_PER_EXAMPLE:
+        entry = find_entry(name, "LayerReadoutIBA")
+        method = entry.method()
+        first, second = method.attribute(**entry.args), method.attribute(**{**entry.args, "target": entry.other})
+        if not entry.noise_tunnel:
+            assert torch.equal(first, second)
+        assert (first[1:] - first[:1]).abs().max() > 0.01 * first.max()
