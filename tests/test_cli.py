@@ -139,7 +139,7 @@ def test_demo_prints_and_draws(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     shares = {name.strip(): float(value) for name, value in re.findall(r"^  (.+?)\s+(\d\.\d+) \(standard", out, re.M)}
-    assert len(shares) == 3
+    assert len(shares) == 4
     assert all(shares["LayerIBA"] > share for name, share in shares.items() if name != "LayerIBA")
     assert Image.open(tmp_path / "digits.png").width > 800
 

@@ -22,15 +22,20 @@ T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 InputFn = Callable[[Any], tuple[Any, Any]]
 Per = Literal["auto", "feature", "channel"]
+LABEL_KEYS = ("labels", "label")
 _FEW_EXAMPLES = 1000
 
 
 def forward_calls(
-    forward_func: Callable[..., Any], data: Iterable[Any], input_fn: InputFn | None, device: torch.device | None
+    forward_func: Callable[..., Any],
+    data: Iterable[Any],
+    input_fn: InputFn | None,
+    device: torch.device | None,
+    with_labels: bool = True,
 ) -> Iterator[Callable[[], Any]]:
     """Turn batches, as a DataLoader yields them, into forward passes that wait to be run."""
     for batch in as_batches(data):
-        inputs, additional = arguments_of(batch, input_fn)
+        inputs, additional = arguments_of(batch, input_fn, with_labels)
         yield forward_call(forward_func, *on_device((inputs, additional), device))
 
 
@@ -49,14 +54,24 @@ def as_batches(data: Any, name: str = "data") -> Iterable[Any]:
     return data
 
 
-def arguments_of(batch: Any, input_fn: InputFn | None) -> tuple[Any, Any]:
-    """(inputs, additional_forward_args) of a batch."""
+def arguments_of(batch: Any, input_fn: InputFn | None, with_labels: bool = True) -> tuple[Any, Any]:
+    """(inputs, additional_forward_args) of a batch; given labels, a model would compute a loss of its own."""
+    if input_fn is None and not with_labels and isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in LABEL_KEYS}, None
     return (_inputs_of(batch), None) if input_fn is None else _pair(input_fn(batch))
 
 
 def on_device(value: T, device: torch.device | None) -> T:
-    """Every tensor in nested containers on the device; None leaves them where they are."""
-    moved: T = value if device is None else map_tensors(lambda tensor: tensor.to(device), value)
+    """Every tensor in nested containers on the device; None leaves them where they are.
+
+    Tensors made in inference mode are copied, as they could not take part in gradients.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        tensor = tensor if device is None else tensor.to(device)
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    moved: T = map_tensors(move, value)
     return moved
 
 
@@ -130,7 +145,13 @@ class Collector:
             return
         known = None if self.statistics is None else self.statistics.channel_dim
         channel_dim = resolve_channel_dim(
-            features, self._channel_dim, known, self._site.layer, modules_before, self._site.name
+            features,
+            self._channel_dim,
+            known,
+            self._site.layer,
+            modules_before,
+            self._site.name,
+            self._site.at_input,
         )
         batch = FeatureStatistics.from_features(features, channel_dim, self._kind(features, channel_dim))
         self.statistics = batch if self.statistics is None else self._merge(self.statistics, batch)

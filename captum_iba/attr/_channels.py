@@ -64,6 +64,7 @@ def resolve_channel_dim(
     layer: nn.Module,
     before: Sequence[nn.Module],
     layer_name: str,
+    at_input: bool = False,
 ) -> int:
     """Find the channel axis.
 
@@ -74,6 +75,8 @@ def resolve_channel_dim(
         layer (nn.Module): the layer.
         before (Sequence[nn.Module]): modules that ran before it, the latest last, for layers that keep the layout.
         layer_name (str): for messages.
+        at_input (bool, optional): the features are the layer's input, whose width its type does not name. Default:
+            False.
 
     Returns:
         int: axis, 1 or larger.
@@ -97,7 +100,8 @@ def resolve_channel_dim(
         return known
     if features.ndim == 2:
         return 1
-    for evidence in (_evidence(layer), *(_evidence(module) for module in reversed(before))):
+    own = _evidence(layer)
+    for evidence in ((own[0], None) if at_input else own, *(_evidence(module) for module in reversed(before))):
         found = _match(evidence, features)
         if found is not None:
             return found

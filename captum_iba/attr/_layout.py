@@ -56,16 +56,20 @@ def make_blur(
     return lambda x: blur(x.movedim(channel_dim, 1)).movedim(1, channel_dim)
 
 
-def warn_if_far(normalized: Tensor, site: Site, warner: Warner) -> None:
-    """Warn once if many features lie far from the statistics' mean."""
+def count_far(normalized: Tensor) -> int:
+    """How many features lie far from the statistics' mean."""
     low, high = (float(extreme) for extreme in normalized.aminmax())
     if max(-low, high) <= _FAR:  # the usual case, without a copy
-        return
-    share = float((normalized.abs() > _FAR).float().mean())
-    if share > _FAR_SHARE:
+        return 0
+    return int((normalized.abs() > _FAR).sum())
+
+
+def warn_if_far(n_far: int, n: int, site: Site, warner: Warner) -> None:
+    """Warn once if many features lie far from the statistics' mean."""
+    if n_far > _FAR_SHARE * n:
         warner.once(
             ("far", site.layer, site.at_input),
-            f"{100 * share:.0f} % of the features of {site.name} lie more than {_FAR:.0f} standard "
+            f"{100 * n_far / n:.0f} % of the features of {site.name} lie more than {_FAR:.0f} standard "
             "deviations from the statistics' mean, so the bits will be very high. Check that data and input "
             "scaling are those of estimate, and that they are of this layer and model.",
         )

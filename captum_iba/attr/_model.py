@@ -129,7 +129,7 @@ def _assert_types(forward_func: Any, layer: Any) -> None:
         raise InvalidTypeError(
             f"layer must be one torch.nn.Module, found {type(layer).__name__}. "
             + (
-                "Create one LayerIBA for each layer."
+                "Create one object for each layer."
                 if isinstance(layer, (list, tuple))
                 else "Pass a module such as model.layer2, or dict(model.named_modules())['layer2']."
             )

@@ -14,7 +14,7 @@ from captum_iba._captum import TargetType
 from captum_iba._warn import Warner
 from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.attr._forward import Forward
-from captum_iba.attr._layout import is_token_layer, make_blur, warn_if_far
+from captum_iba.attr._layout import count_far, is_token_layer, make_blur, warn_if_far
 from captum_iba.attr._numbers import (
     assert_beta,
     assert_initial_alpha,
@@ -171,6 +171,7 @@ class Problem:
             self._site.layer,
             self._tail.modules_before,
             self._site.name,
+            self._site.at_input,
         )
         self._reference = self._make_reference()
         self._noise = self._make_noise()
@@ -205,7 +206,8 @@ class Problem:
         wide = self._features.to(work_dtype(self._features))
         if self._statistics is not None:
             reference = self._statistics.reference(wide, self._site.name)
-            warn_if_far(normalize(wide, reference), self._site, self._warner)
+            normalized = normalize(wide, reference)
+            warn_if_far(count_far(normalized), normalized.numel(), self._site, self._warner)
             return reference
         self._warner.once(
             ("statistics", self._site.layer, self._site.at_input),

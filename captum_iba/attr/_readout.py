@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._warn import Warner
-from captum_iba.attr._layout import is_token_layer, make_blur, positions_of, warn_if_far
+from captum_iba.attr._layout import is_token_layer, make_blur, positions_of
 from captum_iba.attr._numbers import assert_initial_alpha, assert_sigma, is_integer
 from captum_iba.attr.training_history import TrainingHistory
 from captum_iba.bottleneck.information import Reference, normalize
@@ -47,6 +47,11 @@ class ReadoutSettings:
             raise InvalidArgumentError(
                 f"hidden_channels={widths!r}; wanted two widths, such as {DEFAULT_HIDDEN}, or 'published'."
             )
+        # plain numbers, which can be written to a file
+        object.__setattr__(self, "initial_alpha", float(self.initial_alpha))
+        object.__setattr__(self, "sigma", None if self.sigma is None else float(self.sigma))
+        if widths != "published":
+            object.__setattr__(self, "hidden_channels", tuple(int(width) for width in widths))
         for name in ("relu", "align_corners"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r}; wanted True or False.")
@@ -118,12 +123,12 @@ class Readout:
         """A fresh network, on the device and of the dtype of ``like``."""
         channels, out = [self.channels(source) for source in self.sources], self.channels(self.site)
         widths = self.settings.widths(sum(channels), out)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             network = ReadoutNetwork(channels, out, widths, self.settings.initial_alpha, self.settings.align_corners)
         return network.to(like)
 
-    def observe(self, features: dict[Site, Tensor], warner: Warner) -> Observation:
+    def observe(self, features: dict[Site, Tensor]) -> Observation:
         """Normalise the features of one pass.
 
         Raises:
@@ -135,7 +140,6 @@ class Readout:
         wide = own.to(work_dtype(own))
         reference = self._reference(self.site, wide)
         normalized = {self.site: normalize(wide, reference, self.site.name)}
-        warn_if_far(normalized[self.site], self.site, warner)
         for site in self.sources:
             if site not in normalized:
                 self._assert_readable(site, features[site], own)
@@ -145,10 +149,14 @@ class Readout:
         return Observation(wide, normalized[self.site], own.dtype, reference, sources)
 
     def _reference(self, site: Site, features: Tensor) -> Reference:
-        """The statistics on the features' device and in their dtype; made once for each shape."""
-        key = (site, features.shape[1:], features.dtype, features.device)
+        """The statistics on the features' device and in their dtype; made once."""
+        statistics = self.statistics[site]
+        # statistics per channel fit any number of positions
+        channels = features.shape[statistics.channel_dim] if features.ndim > statistics.channel_dim else None
+        shape = features.shape[1:] if statistics.kind == "feature" else (features.ndim, channels)
+        key = (site, shape, features.dtype, features.device)
         if key not in self._references:
-            self._references[key] = self.statistics[site].reference(features, site.name)
+            self._references[key] = statistics.reference(features, site.name)
         return self._references[key]
 
     def _assert_readable(self, site: Site, read: Tensor, own: Tensor) -> None:

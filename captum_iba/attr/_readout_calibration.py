@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from captum_iba.attr._calibration import Collector, Per
 from captum_iba.attr._readout import Readout, ReadoutSettings
-from captum_iba.attr._readout_layers import ReadoutLayers, find_readout_layers, names_of, site_of
+from captum_iba.attr._readout_layers import ReadoutLayers, assert_visible, find_readout_layers, names_of, site_of
 from captum_iba.bottleneck.reading import follow, read
 from captum_iba.bottleneck.replay import Site
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidTypeError, StatisticsError
+from captum_iba.errors import InvalidTypeError, LayerReusedError, MismatchedArgumentsError, StatisticsError
 
 
 class ReadoutCollector:
@@ -63,6 +63,7 @@ class ReadoutCollector:
         sites = list(dict.fromkeys([self._site, *self._sources]))
         found = read(sites, call).features
         for site, features in zip(sites, found, strict=True):
+            _assert_batch_first(site, features, found[0])
             if site not in self._collectors:
                 # the user speaks of the bottleneck's layer, and of others that are laid out alike
                 channel_dim = self._channel_dim if features.ndim == found[0].ndim else None
@@ -70,11 +71,17 @@ class ReadoutCollector:
             self._collectors[site].add_features(features, self._before[site])
 
     def _find_layers(self, call: Callable[[], Any]) -> None:
+        assert_visible(self._readout_layers, self._modules)
         finished = follow(self._modules, call)
         layers = find_readout_layers(self._readout_layers, self._site.layer, self._modules, finished)
         self._sources = _sites_of(layers, self._site, self._modules)
         order = [entry.module for entry in finished]
         for site in (self._site, *self._sources):
+            if order.count(site.layer) > 1:
+                raise LayerReusedError(
+                    f"{site.name} runs more than once in one forward pass, so it has no single {site.side}. Give "
+                    "each use a module of its own, or choose a layer that runs once."
+                )
             self._before[site] = order[: order.index(site.layer)] if site.layer in order else order
 
     def result(self) -> Readout:
@@ -87,6 +94,16 @@ class ReadoutCollector:
             Collector(self._site, self._per, None, self._max_examples, []).result()
         statistics = {site: collector.result() for site, collector in self._collectors.items()}
         return Readout(self._site, self._sources, statistics, self._settings)
+
+
+def _assert_batch_first(site: Site, features: Tensor, own: Tensor) -> None:
+    is_time_first = getattr(site.layer, "batch_first", True) is False and features.ndim == 3 and not site.at_input
+    if is_time_first or len(features) != len(own):
+        raise MismatchedArgumentsError(
+            f"{site.name} gives features of shape {list(features.shape)}, for a batch whose bottleneck has "
+            f"{list(own.shape)}: the first axis must be the batch. Choose a layer that keeps it, such as one with "
+            "batch_first=True, or other readout_layers."
+        )
 
 
 def _sites_of(layers: list[nn.Module], site: Site, modules: list[nn.Module]) -> list[Site]:

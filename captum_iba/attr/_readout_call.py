@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from captum_iba._captum import TargetType
 from captum_iba._warn import Warner
 from captum_iba.attr._forward import Forward
+from captum_iba.attr._layout import count_far, warn_if_far
 from captum_iba.attr._numbers import assert_integer
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
 from captum_iba.attr._problem import Arguments, Problem
@@ -54,6 +55,7 @@ class Reader:
             assert_integer("internal_batch_size", internal_batch_size)
         self._readout, self._forward, self._warner = readout, forward, warner
         self._rows = internal_batch_size
+        self._n_far, self._n = 0, 0
 
     def explain(
         self, target: TargetType, objective: ObjectiveType, class_dim: int, sum_channels: bool, keep_mask: bool
@@ -70,6 +72,7 @@ class Reader:
             for start in range(0, forward.n_examples, at_once):
                 rows_of = {site: values[start : start + at_once] for site, values in features.items()}
                 parts.append(self._predict(rows_of, sum_channels, keep_mask))
+        warn_if_far(self._n_far, self._n, self._readout.site, self._warner)
         if target is not None:
             checked = Objective(objective, target, class_dim, self._warner)
             checked.check(torch.cat([output_tensor(output) for output in outputs]), self._forward.n_examples)
@@ -84,20 +87,22 @@ class Reader:
         except (TypeError, RuntimeError, ValueError, IndexError) as error:
             forward.explain(error)
             raise
-        own = reading.features[0]
-        if len(own) != forward.n_examples:
-            raise MismatchedArgumentsError(
-                f"{readout.site.name} gives features of shape {list(own.shape)} for {forward.n_examples} examples; "
-                "the first axis must be the batch. Choose a layer that keeps it, such as one with batch_first=True."
-            )
+        for site, features in zip(readout.sites, reading.features, strict=True):
+            if len(features) != forward.n_examples:
+                raise MismatchedArgumentsError(
+                    f"{site.name} gives features of shape {list(features.shape)} for {forward.n_examples} examples; "
+                    "the first axis must be the batch. Choose a layer that keeps it, such as one with batch_first=True."
+                )
         assert readout.network is not None
-        readout.network.to(own.device)
+        readout.network.to(reading.features[0].device)
         return reading
 
     def _predict(self, features: dict[Site, Tensor], sum_channels: bool, keep_mask: bool) -> Explained:
         readout = self._readout
         assert readout.network is not None
-        seen = readout.observe(features, self._warner)
+        seen = readout.observe(features)
+        self._n_far += count_far(seen.normalized)
+        self._n += seen.normalized.numel()
         mask = make_mask(readout.alpha(seen, readout.network), readout.blur(seen, self._warner))
         active = seen.reference.active
         bits = information(mask, seen.normalized, seen.reference).mul_(BITS_PER_NAT)

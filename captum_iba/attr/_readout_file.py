@@ -7,8 +7,9 @@ file with the optimiser's state and the position in the data beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ class Position:
         epoch (int): current epoch.
         batch (int): batches of it that are done.
         step (int): steps of the optimiser, over all epochs.
-        generator (Tensor or None): state of the loader's own generator at the start of the epoch.
+        generators (list[Tensor]): states of the loader's own generators at the start of the epoch.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    generator: Tensor | None = field(default=None, repr=False)
+    generators: list[Tensor] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,24 @@ class Checkpoint:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+def assert_writable(path: Path, readout: Readout, names: Mapping[nn.Module, str]) -> None:
+    """Refuse a path that cannot be written, and layers that could not be found again, before any work is done.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+        InvalidArgumentError: the path is a folder, or a layer has no name.
+    """
+    if not path.parent.is_dir():
+        raise MissingFileError(f"The folder {str(path.parent)!r} does not exist; create it first.")
+    if path.is_dir():
+        raise InvalidArgumentError(f"{str(path)!r} is a folder; wanted the path of a file.")
+    if any(site.layer not in names for site in readout.sites):
+        raise InvalidArgumentError(
+            "A readout is written with its layers' names, but forward_func hides its modules. Pass the nn.Module "
+            "itself as forward_func."
+        )
+
+
 def write_readout(
     path: Path,
     readout: Readout,
@@ -90,7 +109,11 @@ def write_readout(
         configuration (Mapping, optional): what a training must agree in to go on. Default: None.
         optimizer (torch.optim.Optimizer, optional): of the training. Default: None.
         position (Position, optional): of the training. Default: None.
+
+    Raises:
+        MissingFileError, InvalidArgumentError: it cannot be written.
     """
+    assert_writable(path, readout, names)
     tensors: dict[str, Tensor] = {}
     for index, site in enumerate(readout.sites):
         own = readout.statistics[site].tensors
@@ -99,10 +122,10 @@ def write_readout(
         state = readout.network.state_dict()
         tensors |= {f"network.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if optimizer is not None:
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    if position is not None and position.generator is not None:
-        tensors["generator"] = position.generator
+        for index, own in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
+    for number, generator in enumerate([] if position is None else position.generators):
+        tensors[f"generator.{number}"] = generator
     content = _content(readout, names) | {
         "configuration": configuration,
         "position": None if position is None else [position.epoch, position.batch, position.step],
@@ -127,7 +150,6 @@ def _content(readout: Readout, names: Mapping[nn.Module, str]) -> dict[str, Any]
         "sources": [readout.sites.index(source) for source in readout.sources],
         "settings": asdict(readout.settings),
         "widths": None if network is None else [len(network.first_bias), network.second.out_features],
-        "dtype": None if network is None else str(network.first_bias.dtype).removeprefix("torch."),
         "history": readout.history.to_dict(),
     }
 
@@ -159,10 +181,8 @@ def layer_of(path: Path) -> str:
         ReadoutFileError: a damaged file, or one of another kind.
     """
     read = _open(path)
-    try:
+    with _damage_explained(path):
         return str(read.content["sites"][0]["layer"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise _damaged(path, error) from error
 
 
 def _open(path: Path) -> _Read:
@@ -187,20 +207,15 @@ def read_readout(path: Path, site: Site, names: Mapping[nn.Module, str]) -> Read
         ReadoutFileError: a damaged file, or one for another network, layer or side.
     """
     read = _open(path)
-    try:
+    with _damage_explained(path):
         sites = [_found_site(read, entry, site, names) for entry in read.content["sites"]]
         _assert_same_site(read, sites[0], site, names)
         statistics = _statistics(read, sites)
         sources = [sites[index] for index in read.content["sources"]]
-        settings = ReadoutSettings(**read.content["settings"])
-        readout = Readout(site, sources, statistics, settings)
+        readout = Readout(site, sources, statistics, _settings(read.content["settings"]))
         if read.content["widths"] is not None:
             readout.network = _network(read, readout)
         readout.history = TrainingHistory.from_dict(read.content["history"])
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        if isinstance(error, ReadoutFileError):
-            raise
-        raise _damaged(path, error) from error
     return readout
 
 
@@ -223,23 +238,50 @@ def read_checkpoint(path: Path | None, configuration: Mapping[str, Any], readout
             f"{str(path)!r} holds a readout, but no training to go on with. Pass checkpoint=... another file, or load "
             "it with load(path)."
         )
-    now = json.loads(json.dumps(dict(configuration)))
-    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    with _damage_explained(path):
+        now, before = json.loads(json.dumps(dict(configuration))), dict(before)
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
         found = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in differing)
         raise InvalidArgumentError(
             f"The checkpoint {str(path)!r} is of another training ({found}). Pass the same arguments to go on with it, "
             "or another file."
         )
-    try:
+    with _damage_explained(path):
         statistics = _statistics(read, readout.sites)
         network = _network(read, Readout(readout.site, readout.sources, statistics, readout.settings))
-        epoch, batch, step = read.content["position"]
-        position = Position(epoch, batch, step, read.tensors.get("generator"))
         history = TrainingHistory.from_dict(read.content["history"])
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise _damaged(path, error) from error
-    return Checkpoint(network, statistics, history, position, read.part("optimizer"))
+        return Checkpoint(network, statistics, history, _position(read), _optimizer_state(read, network))
+
+
+def _settings(content: dict[str, Any]) -> ReadoutSettings:
+    if set(content) != {field.name for field in fields(ReadoutSettings)}:
+        raise ValueError(f"settings {sorted(content)}")
+    return ReadoutSettings(**content)
+
+
+def _position(read: _Read) -> Position:
+    numbers = read.content["position"]
+    if len(numbers) != 3 or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"position {numbers}")
+    generators = read.part("generator")
+    epoch, batch, step = numbers
+    return Position(epoch, batch, step, [generators[str(index)] for index in range(len(generators))])
+
+
+def _optimizer_state(read: _Read, network: ReadoutNetwork) -> dict[str, Tensor]:
+    """Adam's state, if it is that of this network: after the first step each parameter has one."""
+    found = read.part("optimizer")
+    wanted = {f"{index}.step": torch.Size([]) for index, _ in enumerate(network.parameters())}
+    for index, parameter in enumerate(network.parameters()):
+        wanted |= {f"{index}.{name}": parameter.shape for name in ("exp_avg", "exp_avg_sq")}
+    if not read.content["position"][2]:
+        wanted = {}
+    if {name: tensor.shape for name, tensor in found.items()} != wanted:
+        raise ValueError("a state of the optimiser that is not this network's")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
+        raise ValueError("a state of the optimiser that is no finite numbers")
+    return found
 
 
 def _parse(path: Path, content: bytes) -> _Read:
@@ -247,7 +289,7 @@ def _parse(path: Path, content: bytes) -> _Read:
         tensors = load(content)
         # the header: its length in eight bytes, then JSON
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise ReadoutFileError(
             f"{str(path)!r} is not a readable safetensors file ({error}); it may be truncated. Train or save again."
         ) from None
@@ -257,13 +299,24 @@ def _parse(path: Path, content: bytes) -> _Read:
             f"{str(path)!r} does not hold a readout: found format and version {found}, wanted {(FORMAT, VERSION)}. "
             "Pass a file written by LayerReadoutIBA.save or fit(checkpoint=...)."
         )
-    return _Read(path, json.loads(metadata["content"]), tensors)
+    with _damage_explained(path):
+        parsed = json.loads(metadata["content"])
+        if not isinstance(parsed, dict):
+            raise ValueError(f"content that is a {type(parsed).__name__}")
+        return _Read(path, parsed, tensors)
 
 
-def _damaged(path: Path, error: Exception) -> ReadoutFileError:
-    return ReadoutFileError(
-        f"{str(path)!r} holds a damaged readout ({type(error).__name__}: {error}). Train or save again."
-    )
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file leads to into one error."""
+    try:
+        yield
+    except ReadoutFileError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, AssertionError) as error:
+        raise ReadoutFileError(
+            f"{str(path)!r} holds a damaged readout ({type(error).__name__}: {error}). Train or save again."
+        ) from error
 
 
 def _found_site(read: _Read, entry: dict[str, Any], site: Site, names: Mapping[nn.Module, str]) -> Site:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from captum_iba._processes import process_group
 from captum_iba._warn import Warner
 from captum_iba.attr._calibration import InputFn
 from captum_iba.attr._model import device_of, reachable
-from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate
+from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate, is_integer
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._readout import Readout
 from captum_iba.attr._readout_file import Position
@@ -53,7 +54,14 @@ class FitArguments:
             assert_integer(name, getattr(self, name))
         if self.max_steps is not None:
             assert_integer("max_steps", self.max_steps)
-        assert_integer("seed", self.seed, least=0)
+        if not is_integer(self.seed, least=0) or self.seed >= 2**63:
+            raise InvalidArgumentError(f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1.")
+        if not isinstance(self.class_dim, Integral) or isinstance(self.class_dim, bool) or self.class_dim == 0:
+            raise InvalidArgumentError(f"class_dim={self.class_dim!r}; wanted an axis of the output, not the batch's.")
+        # plain numbers, which can be written to a file
+        for name in ("epochs", "max_steps", "seed", "checkpoint_every", "class_dim"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else int(value))
         if self.mixed_precision not in (None, True, False):
             raise InvalidArgumentError(f"mixed_precision={self.mixed_precision!r}; wanted True, False or None.")
 
@@ -90,7 +98,7 @@ def fit_readout(
         checkpoint (Path, optional): as there.
         show_progress (bool): as there.
         warner (Warner): remembers the warnings given.
-        when_ready (Callable): called once the readout has a network.
+        when_ready (Callable): called as soon as the readout has learned something.
     """
     like = _like(readout, modules)
     names = names_of(modules)
@@ -112,9 +120,8 @@ def fit_readout(
     configuration = _configuration(readout, arguments, names)
     with process_group(like.device.type), torch.autocast(like.device.type, enabled=False):
         run = _make_pass(readout, modules, arguments, like, warner)
-        trainer = Trainer(readout, run, schedule, configuration, names, train_data, val_data, like)
+        trainer = Trainer(readout, run, schedule, configuration, names, train_data, val_data, like, when_ready)
         trainer.prepare()
-        when_ready()
         trainer.run()
 
 

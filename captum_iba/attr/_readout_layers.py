@@ -66,6 +66,19 @@ def assert_readout_layers(readout_layers: Any) -> None:
         raise InvalidArgumentError("readout_layers is empty; wanted at least one layer to read, or 'auto'.")
 
 
+def assert_visible(readout_layers: ReadoutLayers, modules: Sequence[nn.Module]) -> None:
+    """Refuse ``"auto"`` where the forward function hides its modules.
+
+    Raises:
+        InvalidArgumentError: it does.
+    """
+    if isinstance(readout_layers, str) and not modules:
+        raise InvalidArgumentError(
+            "readout_layers='auto' needs to see the model's modules, which forward_func hides. Pass the nn.Module "
+            "itself as forward_func, or a list of modules as readout_layers."
+        )
+
+
 def find_readout_layers(
     readout_layers: ReadoutLayers, layer: nn.Module, modules: Sequence[nn.Module], finished: list[Finished]
 ) -> list[nn.Module]:
@@ -78,16 +91,10 @@ def find_readout_layers(
         finished (list[Finished]): a forward pass, for ``"auto"``.
 
     Raises:
-        InvalidArgumentError: a layer that is named twice or that the model does not have; ``"auto"`` where the forward
-            function hides its modules.
+        InvalidArgumentError: a layer that is named twice or that the model does not have.
     """
     if not isinstance(readout_layers, str):
         return _chosen(readout_layers, modules)
-    if not modules:
-        raise InvalidArgumentError(
-            "readout_layers='auto' needs to see the model's modules, which forward_func hides. Pass the nn.Module "
-            "itself as forward_func, or a list of modules as readout_layers."
-        )
     return _paper_set(finished, layer, modules)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -18,12 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from captum_iba._processes import rank, world_size
-from captum_iba.attr._readout import Readout
-from captum_iba.attr._readout_file import Position, read_checkpoint, write_readout
+from captum_iba.attr._readout import Observation, Readout
+from captum_iba.attr._readout_file import Position, assert_writable, read_checkpoint, write_readout
 from captum_iba.attr._training_data import Batch, Batches, stream_seed
-from captum_iba.attr._training_step import Pass
+from captum_iba.attr._training_step import Pass, agree
 from captum_iba.attr.training_history import Measures, TrainingHistory
+from captum_iba.bottleneck.replay import Recording
 from captum_iba.errors import NonFiniteError
+
+# Below this share of the model's accuracy, over at least so many examples, the map explains another decision.
+_CLOSED, _ENOUGH = 0.3, 100
+# Steps of training that stand for the whole where there are no validation data.
+_LATEST = 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Trainer:
         names (dict[nn.Module, str]): the model's modules.
         train_data, val_data (Batches): the data; the second one may be None.
         like (Tensor): gives device and dtype of the network.
+        when_ready (Callable): called as soon as something is learned.
     """
 
     def __init__(
@@ -63,10 +69,12 @@ class Trainer:
         train_data: Batches,
         val_data: Batches | None,
         like: Tensor,
+        when_ready: Callable[[], object],
     ) -> None:
         self._readout, self._pass, self._schedule = readout, run, schedule
         self._configuration, self._names = configuration, names
         self._train_data, self._val_data, self._like = train_data, val_data, like
+        self._when_ready = when_ready
         self._position = Position()
         self._is_saved = True
 
@@ -89,9 +97,12 @@ class Trainer:
                 self._train(bar)
             finally:
                 self._save()
+        self._warn_if_closed()
 
     def prepare(self) -> None:
         """Network, optimiser and position: from the checkpoint, or fresh."""
+        if self._schedule.checkpoint is not None:
+            assert_writable(self._schedule.checkpoint, self._readout, self._names)
         found = read_checkpoint(self._schedule.checkpoint, self._configuration, self._readout)
         if found is None:
             self._network = self._readout.make_network(self._schedule.seed, self._like)
@@ -103,6 +114,8 @@ class Trainer:
         if found is not None:
             found.restore(self._optimizer)
         self._readout.network, self._readout.history = self._network, self._history
+        if self._position.step:
+            self._when_ready()
 
     @contextmanager
     def _network_in_training(self) -> Iterator[None]:
@@ -125,57 +138,88 @@ class Trainer:
         return self._position.epoch >= self._schedule.epochs or (limit is not None and self._position.step >= limit)
 
     def _train(self, bar: Any) -> None:
-        if self._val_data is not None and not self._history.validation:
-            self._validate()
-        while not self._is_done:
-            self._train_epoch(bar)
-            if self._val_data is not None and self._history.validation[-1].step < self._position.step:
+        while True:
+            if self._val_data is not None and self._is_to_validate:
                 self._validate()
+                self._save()
+            if self._is_done:
+                return
+            self._train_epoch(bar)
             self._save()
+
+    @property
+    def _is_to_validate(self) -> bool:
+        """At the start, between epochs, and where the training ends."""
+        found, position = self._history.validation, self._position
+        return not found or (found[-1].step < position.step and (position.batch == 0 or self._is_done))
 
     def _train_epoch(self, bar: Any) -> None:
         position, schedule = self._position, self._schedule
-        if position.batch == 0:
-            position.generator = self._train_data.generator_state()
-        else:
-            self._train_data.set_generator_state(position.generator)
-        for batch in self._train_data.epoch(schedule.seed, position.epoch, position.batch):
-            if self._is_done:
-                return
-            self._step(batch)
-            bar.update()
-            latest = self._history.training[-1]
-            bar.set_postfix(objective=f"{latest.objective:.4g}", bits=f"{latest.bits:.4g}", refresh=False)
-            if position.step % schedule.checkpoint_every == 0:
-                self._save()
-        position.epoch, position.batch, self._is_saved = position.epoch + 1, 0, False
-
-    def _step(self, batch: Batch) -> None:
-        start, position = time.perf_counter(), self._position
-        self._optimizer.zero_grad(set_to_none=True)
+        if position.generators:
+            self._train_data.set_generator_states(position.generators)
+        position.generators = self._train_data.generator_states()
         try:
-            recording, seen = self._pass.see(batch)
-            noise = stream_seed(self._schedule.seed, "training noise", position.step)
-            sums = self._pass.forward(batch, recording, seen, self._module, noise, train=True)
-            measures = sums.measures(self._schedule.beta, position.step, position.epoch)
-            self._assert_finite(measures)
+            for batch in self._train_data.epoch(schedule.seed, position.epoch, position.batch):
+                if self._is_done:
+                    return
+                self._step(batch)
+                bar.update()
+                latest = self._history.training[-1]
+                bar.set_postfix(objective=f"{latest.objective:.4g}", bits=f"{latest.bits:.4g}", refresh=False)
+                if position.step % schedule.checkpoint_every == 0:
+                    self._save()
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"Training stopped at step {position.step} (epoch {position.epoch}, batch {position.batch}): {error} "
                 "The weights are those before this step."
             ) from error
         with uninterrupted():
+            position.epoch, position.batch, self._is_saved = position.epoch + 1, 0, False
+            position.generators = self._train_data.generator_states()
+
+    def _step(self, batch: Batch) -> None:
+        start, position = time.perf_counter(), self._position
+        self._optimizer.zero_grad(set_to_none=True)
+        recording, seen = self._see(batch)
+        noise = stream_seed(self._schedule.seed, "training noise", position.step)
+        sums = self._pass.forward(batch, recording, seen, self._module, noise, train=True)
+        measures = sums.measures(self._schedule.beta, position.step, position.epoch)
+        gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            raise NonFiniteError("the gradient became NaN or infinite. A smaller learning_rate usually helps.")
+        with uninterrupted():
             self._optimizer.step()
             self._history.training.append(measures)
             position.step, position.batch, self._is_saved = position.step + 1, position.batch + 1, False
             self._history.seconds += time.perf_counter() - start
+            self._when_ready()
 
-    def _assert_finite(self, measures: Measures) -> None:
-        gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
-        if not math.isfinite(measures.objective) or not math.isfinite(measures.bits):
-            raise NonFiniteError("the objective became NaN or infinite in another process.")
-        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            raise NonFiniteError("the gradient became NaN or infinite. A smaller learning_rate usually helps.")
+    def _see(self, batch: Batch) -> tuple[Recording, Observation]:
+        """The pass without noise; if it fails for one process's rows, no process goes on."""
+        found, reason = None, ""
+        try:
+            found = self._pass.see(batch)
+        except NonFiniteError as error:
+            reason = str(error)
+        agree(reason, self._like.device)
+        assert found is not None
+        return found
+
+    def _warn_if_closed(self) -> None:
+        """A bottleneck that lets nothing through is a minimum of the objective too, and says nothing."""
+        records = self._history.validation[-1:] or self._history.training[-_LATEST:]
+        n = sum(each.n for each in records)
+        if n < _ENOUGH or records[-1].accuracy is None:  # an objective of the user's own
+            return
+        through = sum((each.accuracy or 0.0) * each.n for each in records) / n
+        own = sum((each.model_accuracy or 0.0) * each.n for each in records) / n
+        if through < _CLOSED * own:
+            self._pass.warner.once(
+                "closed",
+                f"Through the trained bottleneck the accuracy is {through:.2f}, against {own:.2f} without it: most of "
+                f"the decision is lost, at {records[-1].bits:.0f} bits. A smaller beta keeps more; where the "
+                "bottleneck closed altogether, a smaller learning_rate with more steps may help too.",
+            )
 
     def _validate(self) -> None:
         start = time.perf_counter()
@@ -205,13 +249,14 @@ def evaluate(
 ) -> Measures:
     """Means over a data set, with the same noise at each call."""
     assert data is not None
-    total = None
+    total, states = None, data.generator_states()
     with torch.no_grad():
         for index, batch in enumerate(data.epoch(seed, 0)):
             recording, seen = run.see(batch)
             noise = stream_seed(seed, "validation noise", index)
             sums = run.forward(batch, recording, seen, network, noise, train=False)
             total = sums if total is None else total + sums
+    data.set_generator_states(states)  # the next time the same
     assert total is not None
     return total.measures(beta, position.step, position.epoch)
 
@@ -222,15 +267,15 @@ def uninterrupted() -> Iterator[None]:
 
     Half a step of the optimiser would be neither the weights before nor those after.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield  # signals go to the main thread, and one whose handler is not Python's cannot be put back
         return
-    waiting: list[tuple[int, Any]] = []
-    before: Callable[..., Any] | int | None = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: waiting.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if waiting and callable(before):
-            before(*waiting[0])
+        if waiting:
+            signal.raise_signal(signal.SIGINT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +13,19 @@ from torch.utils.data.distributed import DistributedSampler
 
 from captum_iba._processes import from_all, rank, world_size
 from captum_iba._random_state import OwnRandomState
-from captum_iba.attr._calibration import InputFn, arguments_of, as_batches, forward_call, length_of, on_device
+from captum_iba.attr._calibration import (
+    LABEL_KEYS,
+    InputFn,
+    arguments_of,
+    as_batches,
+    forward_call,
+    length_of,
+    on_device,
+)
 from captum_iba.bottleneck.containers import leaves_in, map_tensors
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError, NonFiniteError
 
 Targets = Literal["labels", "predictions"] | Callable[[Any], Tensor]
-_LABEL_KEYS = ("labels", "label")
 
 
 def stream_seed(seed: int, stream: str, index: int) -> int:
@@ -82,15 +89,23 @@ class Batches:
         """Batches of an epoch, where the data know; else 0."""
         return length_of(self._data) or 0
 
-    def generator_state(self) -> Tensor | None:
-        """State of the loader's own generator, from which it draws the order of an epoch."""
-        generator = getattr(self._data, "generator", None)
-        return generator.get_state() if isinstance(generator, torch.Generator) else None
+    def generator_states(self) -> list[Tensor]:
+        """States of the loader's own generators, from which it draws the order of an epoch."""
+        return [generator.get_state() for generator in self._generators()]
 
-    def set_generator_state(self, state: Tensor | None) -> None:
-        """Let the loader draw from this state on."""
-        if state is not None and self.generator_state() is not None:
-            self._data.generator.set_state(state)
+    def set_generator_states(self, states: Sequence[Tensor]) -> None:
+        """Let the loader draw from these states on, if it has as many generators."""
+        generators = self._generators()
+        if len(generators) == len(states):
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+    def _generators(self) -> list[torch.Generator]:
+        sampler, batch_sampler = getattr(self._data, "sampler", None), getattr(self._data, "batch_sampler", None)
+        owners = (self._data, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+        found = [getattr(owner, "generator", None) for owner in owners]
+        unique = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
+        return list(unique.values())
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, always in the same order for the same seed and data.
@@ -124,10 +139,7 @@ class Batches:
 
     def _read(self, batch: Any) -> Batch:
         targets = self._targets_of(batch)
-        if isinstance(batch, Mapping) and self._input_fn is None:
-            # a model that is given the labels would compute a loss of its own
-            batch = {key: value for key, value in batch.items() if key not in _LABEL_KEYS}
-        inputs, additional = arguments_of(batch, self._input_fn)
+        inputs, additional = arguments_of(batch, self._input_fn, with_labels=False)
         tensors = [leaf for leaf in leaves_in(inputs) if isinstance(leaf, Tensor)]
         if not tensors or tensors[0].ndim == 0 or len(tensors[0]) == 0:
             raise InvalidArgumentError(f"{self._name} yields a batch without examples; wanted at least one.")
@@ -158,11 +170,12 @@ class Batches:
         if callable(self._targets):
             found = self._targets(batch)
         elif isinstance(batch, Mapping):
-            found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+            found = next((batch[key] for key in LABEL_KEYS if key in batch), None)
         else:
             found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-        if isinstance(found, (list, tuple)):
-            found = torch.tensor(found)
+        if isinstance(found, (list, tuple, np.ndarray)):
+            with torch.device("cpu"):
+                found = torch.as_tensor(np.asarray(found))
         if not isinstance(found, Tensor):
             raise InvalidTypeError(
                 f"{self._name} has no labels: found {type(found).__name__} in a {type(batch).__name__}. Wanted batches "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_iba._processes import world_size
 from captum_iba._warn import Warner
+from captum_iba.attr._layout import count_far, warn_if_far
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
 from captum_iba.attr._readout import Observation, Readout
 from captum_iba.attr._training_data import Batch
@@ -21,8 +22,8 @@ from captum_iba.bottleneck.information import BITS_PER_NAT
 from captum_iba.bottleneck.reading import watch
 from captum_iba.bottleneck.readout import noisy_features
 from captum_iba.bottleneck.replay import Recording, ReplayFailed, run_with
-from captum_iba.bottleneck.tail import same_output
-from captum_iba.errors import GradientModeError, NonFiniteError
+from captum_iba.bottleneck.tail import same_output, without_checkpointing
+from captum_iba.errors import GradientModeError, InvalidArgumentError, NonFiniteError, TargetError, TargetIndexError
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Pass:
     ) -> None:
         self._readout, self._roots, self._beta = readout, roots, beta
         self._objective, self._class_dim = objective, class_dim
-        self._autocast, self._warner = autocast, warner
+        self._autocast, self.warner = autocast, warner
         self._replays: bool | None = None if roots else False
 
     def see(self, batch: Batch) -> tuple[Recording, Observation]:
@@ -89,7 +90,9 @@ class Pass:
         with self._autocast():
             recording = Recording.make(self._readout.site, call, self._roots)
         taken[self._readout.site] = recording.features
-        return recording, self._readout.observe(taken, self._warner)
+        seen = self._readout.observe(taken)
+        warn_if_far(count_far(seen.normalized), seen.normalized.numel(), self._readout.site, self.warner)
+        return recording, seen
 
     def forward(
         self, batch: Batch, recording: Recording, seen: Observation, network: nn.Module, noise_seed: int, train: bool
@@ -100,8 +103,8 @@ class Pass:
             NonFiniteError: something became NaN or infinite; the message says what came first.
         """
         own = output_tensor(recording.output)
-        targets = own.argmax(dim=self._class_dim) if batch.targets is None else batch.targets
-        objective = Objective(self._objective, targets, self._class_dim, self._warner)
+        targets = self._targets(batch, own)
+        objective = Objective(self._objective, targets, self._class_dim, self.warner)
         objective.check(own, batch.n)
         with torch.set_grad_enabled(train):
             alpha = self._readout.alpha(seen, network)
@@ -112,12 +115,12 @@ class Pass:
                 seen.normalized,
                 seen.reference,
                 self._noise(batch, seen, noise_seed),
-                self._readout.blur(seen, self._warner),
-                torch.relu if self._readout.settings.relu else lambda values: values,
+                self._readout.blur(seen, self.warner),
+                _relu if self._readout.settings.relu else lambda values: values,
             )
             with self._run(batch, recording, z.to(seen.dtype)) as output:
                 rows, nats = objective(output, 1), nats.flatten(1)
-                _explain_non_finite(alpha, output, rows)
+                agree(_what_is_not_finite(alpha, nats, output, rows), rows.device)
                 if train:
                     self._backward(batch, rows, nats.mean(dim=1), leaf, alpha)
         hits = [torch.zeros_like(rows), torch.zeros_like(rows)]
@@ -127,47 +130,88 @@ class Pass:
         values = torch.stack([column.detach().double()[: batch.counted].sum() for column in columns])
         return Sums(_over_processes(values), not callable(self._objective))
 
+    def _targets(self, batch: Batch, own: Tensor) -> Tensor:
+        """Classes of the rows, or whatever a user's objective takes."""
+        targets = batch.targets
+        if targets is not None and callable(self._objective):
+            return targets
+        if not -own.ndim < self._class_dim < own.ndim:
+            raise InvalidArgumentError(
+                f"class_dim={self._class_dim} is no axis of the model's output of shape {list(own.shape)}."
+            )
+        if targets is None:
+            return own.argmax(dim=self._class_dim)
+        if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
+            raise TargetError(
+                f"The targets have shape {list(targets.shape)} and type {targets.dtype}; wanted one class index for "
+                "each example, integers of shape (N,). For others pass objective, a function (output, targets) -> one "
+                "loss a row."
+            )
+        if int(targets.min()) < 0:
+            raise TargetIndexError(
+                f"The targets hold {int(targets.min())}; wanted class indices from 0. Leave examples without a class "
+                "out of the data."
+            )
+        return targets.long()
+
     def _backward(self, batch: Batch, rows: Tensor, nats: Tensor, leaf: Tensor, alpha: Tensor) -> None:
         """Gradient through the model as far as alpha, and through the network from there."""
         # processes' gradients are averaged afterwards
         weight = world_size() / batch.n_global if batch.counted else 0.0
-        if not rows.requires_grad:
+        slope = None
+        if rows.requires_grad:  # by the layer, or by weights behind it alone
+            (slope,) = torch.autograd.grad((rows * weight).sum(), leaf, retain_graph=True, allow_unused=True)
+        if slope is None:
             raise GradientModeError(
                 "The objective does not depend on the layer by gradient. Choose a layer that the output depends on, "
                 "and remove torch.no_grad or detach between the layer and the output."
             )
-        (slope,) = torch.autograd.grad(((rows + self._beta * nats.to(rows)) * weight).sum(), leaf)
-        torch.autograd.backward(alpha, slope)
+        (of_information,) = torch.autograd.grad((nats * weight * self._beta).sum(), leaf)
+        torch.autograd.backward(alpha, slope + of_information)
 
     @contextmanager
     def _run(self, batch: Batch, recording: Recording, z: Tensor) -> Iterator[Tensor]:
         """The model's output with z at the layer, as fast as is proven right."""
         if self._replays is None:
             self._replays = self._check_replay(batch, recording)
-        if self._replays:
-            with self._autocast(), recording.run(batch.call, z, first_time=True) as output:
-                yield output_tensor(output)
-            return
-        with self._autocast(), run_with(self._readout.site, batch.call, z) as output:
+        with ExitStack() as stack:
+            stack.enter_context(self._autocast())
+            output = self._replayed(stack, batch, recording, z) if self._replays else None
+            if output is None:
+                output = stack.enter_context(run_with(self._readout.site, batch.call, z))
             yield output_tensor(output)
+
+    def _replayed(self, stack: ExitStack, batch: Batch, recording: Recording, z: Tensor) -> Any:
+        """The output, or None if this batch takes another way through the model than the first one."""
+        try:
+            return stack.enter_context(recording.run(batch.call, z, first_time=True))
+        except ReplayFailed as reason:
+            self._give_up(str(reason))
+            return None
+
+    def _give_up(self, reason: str) -> None:
+        self._replays = False
+        self.warner.once(
+            ("replay", self._readout.site.layer),
+            f"What comes before {self._readout.site.name} cannot be replayed ({reason}). The whole model runs twice at "
+            "each step: the result is the same, only slower.",
+        )
 
     def _check_replay(self, batch: Batch, recording: Recording) -> bool:
         """Whether the features that were recorded give the output that was recorded."""
         if not recording.replays_anything:
             return False
-        features = recording.features.clone()
+        features, wanted = recording.features.clone(), output_tensor(recording.output)
         try:
-            with torch.no_grad(), self._autocast(), recording.run(batch.call, features, first_time=True) as output:
-                if same_output(output_tensor(output), output_tensor(recording.output)):
+            with without_checkpointing(), self._autocast(), recording.run(batch.call, features, True) as output:
+                if same_output(output_tensor(output).detach(), wanted):
                     return True
                 reason = "it gave another output"
-        except ReplayFailed as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ReplayFailed, RuntimeError) as error:  # activation checkpointing says so by the latter
             reason = str(error)
-        self._warner.once(
-            ("replay", self._readout.site.layer),
-            f"What comes before {self._readout.site.name} cannot be replayed ({reason}). The whole model runs twice at "
-            "each step: the result is the same, only slower.",
-        )
+        self._give_up(reason)
         return False
 
     def _noise(self, batch: Batch, seen: Observation, seed: int) -> Tensor:
@@ -185,13 +229,35 @@ def _over_processes(values: Tensor) -> Tensor:
     return values.cpu()
 
 
-def _explain_non_finite(alpha: Tensor, output: Tensor, rows: Tensor) -> None:
-    """Say what became NaN first."""
+def _relu(z: Tensor) -> Tensor:
+    """A copy, because the layer's successor may work in place on what autograd needs."""
+    return z.relu().clone()
+
+
+def _what_is_not_finite(alpha: Tensor, nats: Tensor, output: Tensor, rows: Tensor) -> str:
+    """What became NaN first; empty if nothing did."""
     causes = (
         (alpha, "the readout network's output", "A smaller learning_rate usually helps."),
+        (nats, "the information", "Features lie too far from the statistics' mean; look at the data's scaling."),
         (output, "the model's output for noisy features", "Look at the model; half precision may have overflowed."),
         (rows, "the objective", "Look at whether objective fits the model's output (logits by default)."),
     )
     for values, what, advice in causes:
         if not torch.isfinite(values).all():
-            raise NonFiniteError(f"{what} became NaN or infinite. {advice}")
+            return f"{what} became NaN or infinite. {advice}"
+    return ""
+
+
+def agree(reason: str, device: torch.device) -> None:
+    """Stop in all processes if one of them has a reason to, before they wait for each other.
+
+    Raises:
+        NonFiniteError: with the reason, where it is known.
+    """
+    stopped = bool(reason)
+    if world_size() > 1:
+        flag = torch.full((1,), float(stopped), device=device)
+        dist.all_reduce(flag)
+        stopped = bool(flag)
+    if stopped:
+        raise NonFiniteError(reason or "something became NaN or infinite in another process.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,24 +11,31 @@ from torch import Tensor, nn
 
 from captum_iba._captum import Attribution, TargetType, _format_tensor_into_tuples, log_usage
 from captum_iba.attr.layer_iba import LayerIBA
+from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
 from captum_iba.attr.resize import bits_to_input
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 
 class IBA(Attribution):
     r"""Information Bottleneck Attribution of the input's shape, as GuidedGradCam is to LayerGradCam.
 
-    The bits of :class:`LayerIBA` are resized to the input's grid with their total kept (see
-    :func:`captum_iba.attr.resize.bits_to_input`) and shared equally by the channels of a pixel. So the result can be
-    given to ``captum.metrics.infidelity`` (with ``normalize=True``, as IBA is not complete), ``sensitivity_max``,
-    NoiseTunnel and Captum's plots.
+    The bits of :class:`LayerIBA`, or of a trained :class:`LayerReadoutIBA`, are resized to the input's grid with their
+    total kept (see :func:`captum_iba.attr.resize.bits_to_input`) and shared equally by the channels of a pixel. So the
+    result can be given to ``captum.metrics.infidelity`` (with ``normalize=True``, as IBA is not complete),
+    ``sensitivity_max``, NoiseTunnel and Captum's plots.
 
     Args:
         forward_func (Callable): as for :class:`LayerIBA`.
         layer (torch.nn.Module): as for :class:`LayerIBA`.
         device_ids (Sequence[int], optional): as for :class:`LayerIBA`. Default: None.
         statistics (FeatureStatistics, optional): as for :class:`LayerIBA`. Default: None.
+        method (LayerIBA or LayerReadoutIBA, optional): whose bits they are, of the same model and layer. Default: None,
+            a new :class:`LayerIBA`.
+
+    Raises:
+        InvalidTypeError: a method of another kind.
+        InvalidArgumentError: statistics beside a method, which has its own.
 
     Examples::
 
@@ -44,11 +52,16 @@ class IBA(Attribution):
         layer: nn.Module,
         device_ids: Sequence[int] | None = None,
         statistics: FeatureStatistics | None = None,
+        method: LayerIBA | LayerReadoutIBA | None = None,
     ) -> None:
+        if method is not None and not isinstance(method, (LayerIBA, LayerReadoutIBA)):
+            raise InvalidTypeError(f"method is a {type(method).__name__}; wanted a LayerIBA or a LayerReadoutIBA.")
+        if method is not None and statistics is not None:
+            raise InvalidArgumentError("statistics and method are both there; the method has statistics of its own.")
         Attribution.__init__(self, forward_func)
         self.layer = layer
         self.device_ids = device_ids
-        self._state = LayerIBA(forward_func, layer, device_ids, statistics)._state
+        self._method = LayerIBA(forward_func, layer, device_ids, statistics) if method is None else method
 
     @classmethod
     def get_name(cls) -> str:
@@ -56,16 +69,17 @@ class IBA(Attribution):
         return "IBA"
 
     @property
-    def layer_iba(self) -> LayerIBA:
-        """The layer method behind, sharing statistics with this object."""
+    def layer_iba(self) -> LayerIBA | LayerReadoutIBA:
+        """The layer method behind, sharing what it has learned with this object."""
         # made anew at each use, because consumers reassign forward_func and layer on this object or on copies of it
-        method = LayerIBA(self.forward_func, self.layer, self.device_ids)
-        method._state = self._state
+        method = copy.copy(self._method)
+        method.forward_func, method.layer = self.forward_func, self.layer
+        method.device_ids = None if self.device_ids is None else list(self.device_ids)
         return method
 
     @property
-    def statistics(self) -> FeatureStatistics | None:
-        """See :attr:`LayerIBA.statistics`."""
+    def statistics(self) -> FeatureStatistics | dict[str, FeatureStatistics] | None:
+        """See :attr:`LayerIBA.statistics` and :attr:`LayerReadoutIBA.statistics`."""
         return self.layer_iba.statistics
 
     def estimate(self, data: Iterable[Any], *args: Any, **kwargs: Any) -> IBA:
@@ -75,12 +89,20 @@ class IBA(Attribution):
 
     def save_statistics(self, path: str | os.PathLike[str]) -> None:
         """See :meth:`LayerIBA.save_statistics`."""
-        self.layer_iba.save_statistics(path)
+        self._per_sample().save_statistics(path)
 
     def load_statistics(self, path: str | os.PathLike[str], attribute_to_layer_input: bool = False) -> IBA:
         """See :meth:`LayerIBA.load_statistics`."""
-        self.layer_iba.load_statistics(path, attribute_to_layer_input)
+        self._per_sample().load_statistics(path, attribute_to_layer_input)
         return self
+
+    def _per_sample(self) -> LayerIBA:
+        method = self.layer_iba
+        if isinstance(method, LayerReadoutIBA):
+            raise InvalidTypeError(
+                "The method is a LayerReadoutIBA, whose files hold its network too: use its save and load."
+            )
+        return method
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -101,7 +123,7 @@ class IBA(Attribution):
             attribute_to_layer_input (bool, optional): as for :meth:`LayerIBA.attribute`. Default: False.
             input_channel_dim (int, optional): axis of the inputs' channels: 1, or -1 for (N, H, W, C) and (N, T, D).
                 Default: None: 1, and an error where the sizes speak for the last axis.
-            **kwargs (Any): the other arguments of :meth:`LayerIBA.attribute`, but for ``attr_dim_summation`` and
+            **kwargs (Any): the other arguments of the method's ``attribute``, but for ``attr_dim_summation`` and
                 ``return_diagnostics``.
 
         Returns:
@@ -113,18 +135,20 @@ class IBA(Attribution):
                 is given.
             CaptumIBAError: everything :meth:`LayerIBA.attribute` raises.
         """
-        fixed = {"attr_dim_summation": True, "return_diagnostics": True}
-        chosen = sorted(fixed.keys() & kwargs.keys())
+        chosen = sorted({"attr_dim_summation", "return_diagnostics"} & kwargs.keys())
         if chosen:
             raise InvalidArgumentError(
                 f"{chosen} cannot be chosen: IBA returns bits of the input's shape alone. Use LayerIBA(...).attribute, "
                 "and resize_bits for its map."
             )
-        kwargs |= fixed
-        bits, record = self.layer_iba.attribute(
-            inputs, target, additional_forward_args, attribute_to_layer_input, **kwargs
-        )
+        method: Any = self.layer_iba
+        arguments = (inputs, target, additional_forward_args, attribute_to_layer_input)
+        if isinstance(method, LayerReadoutIBA):
+            bits, axis = method.attribute(*arguments, **kwargs), method.channel_dim(attribute_to_layer_input)
+        else:
+            bits, record = method.attribute(*arguments, return_diagnostics=True, **kwargs)
+            axis = record.channel_dim
         tensors = _format_tensor_into_tuples(inputs)
-        share, axis = bits / len(tensors), record.channel_dim
+        share = bits / len(tensors)
         resized = tuple(bits_to_input(share, tensor, axis, input_channel_dim) for tensor in tensors)
         return resized if isinstance(inputs, tuple) else resized[0]

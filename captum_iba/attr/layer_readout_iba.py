@@ -19,6 +19,7 @@ from captum_iba.attr._calibration import (
     assert_calibration_arguments,
     forward_calls,
     length_of,
+    on_device,
     stream,
     warn_of_few,
 )
@@ -36,7 +37,7 @@ from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.training_history import Measures, TrainingHistory
 from captum_iba.bottleneck.replay import Site
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import NotTrainedError, StatisticsError
+from captum_iba.errors import InvalidTypeError, NotTrainedError, StatisticsError
 
 
 @dataclass
@@ -118,6 +119,8 @@ class LayerReadoutIBA(LayerAttribution):
         align_corners: bool = False,
     ) -> None:
         assert_readout_layers(readout_layers)
+        if device_ids is not None and not all(isinstance(number, int) for number in device_ids):
+            raise InvalidTypeError(f"device_ids is {device_ids!r}; pass layers by name: readout_layers=...")
         LayerAttribution.__init__(self, forward_func, layer, list(device_ids) if device_ids is not None else None)
         self.readout_layers = readout_layers
         self._settings = ReadoutSettings(hidden_channels, sigma, initial_alpha, relu, align_corners)
@@ -195,7 +198,7 @@ class LayerReadoutIBA(LayerAttribution):
         with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
             readout = stream(
                 collector,
-                forward_calls(forward_func, data, input_fn, device_of(to_switch)),
+                forward_calls(forward_func, data, input_fn, device_of(to_switch), with_labels=False),
                 self._keep_statistics,
                 length_of(data),
                 f"{self.get_name()} statistics" if show_progress else "",
@@ -448,10 +451,13 @@ class LayerReadoutIBA(LayerAttribution):
         """
         site, modules = self._locate(attribute_to_layer_input)
         forward_func = unwrap_parallel(self.forward_func, self.device_ids)
-        forward = Forward(forward_func, inputs, additional_forward_args, needs_gradient=False)
-        reader = Reader(self._trained(site), forward, self._state.warner, internal_batch_size)
         to_switch = reachable(modules, site.layer)
+        with torch.inference_mode(False):  # the diagnostics look at which tensors were changed
+            arguments = on_device((inputs, additional_forward_args), None)
+            forward = Forward(forward_func, *arguments, needs_gradient=False)
+        reader = Reader(self._trained(site), forward, self._state.warner, internal_batch_size)
         with (
+            torch.inference_mode(False),
             exclusive(to_switch),
             evaluation_mode(to_switch, self._state.warner),
             torch.autocast(forward.device_type, enabled=False),
@@ -462,6 +468,14 @@ class LayerReadoutIBA(LayerAttribution):
             if not return_diagnostics:
                 return bits
             return bits, reader.diagnose(explained, modules, target, objective, class_dim, n_samples, seed)
+
+    def channel_dim(self, attribute_to_layer_input: bool = False) -> int:
+        """Axis of the channels in the layer's features, which ``attr_dim_summation`` sums over.
+
+        Raises:
+            NotTrainedError: :meth:`fit` or :meth:`load` come first.
+        """
+        return self._trained(self._locate(attribute_to_layer_input)[0]).channel_dim
 
     def _locate(self, at_input: bool) -> tuple[Site, list[nn.Module]]:
         return locate(unwrap_parallel(self.forward_func, self.device_ids), self.layer, at_input)
@@ -495,5 +509,6 @@ class LayerReadoutIBA(LayerAttribution):
 
 def _key(site: Site, names: Mapping[nn.Module, str]) -> str:
     """A site's name among :attr:`LayerReadoutIBA.statistics`."""
-    name = names.get(site.layer, type(site.layer).__name__)
+    # layers out of sight have no names
+    name = names.get(site.layer, f"{type(site.layer).__name__} at {id(site.layer):x}")
     return f"{name} (input)" if site.at_input else name

@@ -43,12 +43,12 @@ class Site:
 
     Attributes:
         layer (nn.Module): the layer.
-        name (str): its name, for messages.
+        name (str): its name, for messages; two sites are the same whatever they are called.
         at_input (bool): at the layer's input rather than its output.
     """
 
     layer: nn.Module
-    name: str
+    name: str = field(compare=False)
     at_input: bool = False
 
     @property

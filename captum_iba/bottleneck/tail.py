@@ -119,7 +119,7 @@ class Tail:
         features = self.features
         z = torch.cat([0.5 * features.roll(1, dims=-1), features])
         try:
-            with ExitStack() as stack, _without_checkpointing():
+            with ExitStack() as stack, without_checkpointing():
                 replay = self._recording.run(lambda: self._call_for(1), z.clone(), first_time=True)
                 output = self._rows_of(stack, replay, len(z)).detach()
             if _is_exact(self.output):
@@ -153,7 +153,7 @@ class Tail:
         try:
             z = recording.features.clone()  # the layer's successor may work in place
             replay = recording.run(lambda: self._call_for(copies), z, first_time=True)
-            with _without_checkpointing(), replay as found:
+            with without_checkpointing(), replay as found:
                 output = self._to_tensor(found).detach()
         except (torch.OutOfMemoryError, ReplayFailed):
             raise
@@ -178,7 +178,7 @@ class Tail:
 
 
 @contextmanager
-def _without_checkpointing() -> Iterator[None]:
+def without_checkpointing() -> Iterator[None]:
     """Let activation checkpointing fail: recomputed, the prefix would not be what was replayed.
 
     With gradients, since torch skips checkpointing without them.

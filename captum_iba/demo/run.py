@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from captum.attr import LayerGradCam
@@ -13,6 +14,7 @@ from torch import Tensor
 from captum_iba.attr import IBADiagnostics, LayerIBA, resize_bits
 from captum_iba.demo.data import SIZE, Canvases, load_canvases, to_display
 from captum_iba.demo.model import LAYER, DigitsNet, load_model
+from captum_iba.demo.readout import load_readout
 from captum_iba.visualization import Heatmap, plot_attributions
 
 N_CALIBRATION, N_EXPLAINED, N_PRINTED, N_DRAWN = 2000, 100, 8, 4
@@ -64,6 +66,8 @@ def run_demo(output: Path, show_progress: bool = True) -> DemoResult:
         canvases.images, target=predicted, return_diagnostics=True, show_progress=show_progress
     )
     maps = {"LayerIBA": resize_bits(bits, (SIZE, SIZE))}
+    readout: Any = load_readout(model)
+    maps["LayerReadoutIBA"] = resize_bits(readout.attribute(canvases.images), (SIZE, SIZE))
     for name in _GRADCAM_LAYERS:
         maps[f"LayerGradCam {name}"] = _gradcam(model, name, canvases.images, predicted)
     inside = {name: share_inside(values, canvases.boxes) for name, values in maps.items()}
@@ -91,8 +95,8 @@ def _gradcam(model: DigitsNet, layer: str, images: Tensor, target: Tensor) -> Te
 
 def _draw(canvases: Canvases, maps: dict[str, Tensor], predicted: Tensor, record: IBADiagnostics, path: Path) -> None:
     columns = {
-        "LayerIBA": Heatmap(maps["LayerIBA"][:N_DRAWN], "bits per pixel"),
-        **{n: Heatmap(m[:N_DRAWN], "relevance, no unit") for n, m in maps.items() if n != "LayerIBA"},
+        name: Heatmap(values[:N_DRAWN], "relevance, no unit" if "GradCam" in name else "bits per pixel")
+        for name, values in maps.items()
     }
     titles = [
         f"digit {int(c)}, {float(b):.0f} bits" for c, b in zip(predicted[:N_DRAWN], record.total_bits, strict=False)

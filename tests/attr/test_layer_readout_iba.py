@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from captum_iba.attr import LayerReadoutIBA
 from captum_iba.errors import NotTrainedError, TargetError, TargetIndexError
@@ -150,6 +151,7 @@ def test_estimate_takes_one_pass_over_the_data(cnn):
 def test_diagnostics_equal_copies_run_by_hand(relu, x):
     """The record's objective and probability are the means over noisy copies run through the whole model by hand."""
     model = small_cnn(inplace=False)
+    model[3] = nn.Tanh().eval()  # a ReLU would hide the clamp
     readout = trained(model, model[2], relu=relu)
     bits, record = readout.attribute(x, target=[0, 1, 2, 3], return_diagnostics=True, n_samples=3, seed=5)
     r, lam, _ = by_hand(readout, model, x)
