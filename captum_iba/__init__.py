@@ -1,6 +1,14 @@
 """Information Bottleneck Attribution for Captum: how many bits each region of an input gives a network's decision."""
 
-from captum_iba.attr import IBA, IBADiagnostics, LayerIBA, PatternAttribution, resize_bits, suggest_layer
+from captum_iba.attr import (
+    IBA,
+    IBADiagnostics,
+    LayerIBA,
+    LayerReadoutIBA,
+    PatternAttribution,
+    resize_bits,
+    suggest_layer,
+)
 from captum_iba.bottleneck import FeatureStatistics
 from captum_iba.comparison import Report, compare, register_method
 from captum_iba.metrics import BoundingBox, Degradation, ParameterRandomization, SensitivityN, Sufficiency
@@ -14,6 +22,7 @@ __all__ = [
     "FeatureStatistics",
     "IBADiagnostics",
     "LayerIBA",
+    "LayerReadoutIBA",
     "ParameterRandomization",
     "PatternAttribution",
     "Report",

@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_iba._captum import LayerAttribution, TargetType, log_usage
-from captum_iba._warn import Warner
-from captum_iba.attr._calibration import (
-    InputFn,
-    Per,
-    assert_calibration_arguments,
-    forward_calls,
-    length_of,
-    on_device,
-    stream,
-    warn_of_few,
-)
+from captum_iba._captum import TargetType, log_usage
+from captum_iba.attr._calibration import InputFn, on_device
 from captum_iba.attr._forward import Forward
-from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
+from captum_iba.attr._model import evaluation_mode, exclusive, reachable, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
-from captum_iba.attr._readout import DEFAULT_HIDDEN, HiddenChannels, Readout, ReadoutSettings
-from captum_iba.attr._readout_calibration import ReadoutCollector, as_readout
+from captum_iba.attr._readout import Readout
 from captum_iba.attr._readout_call import Reader
-from captum_iba.attr._readout_file import read_readout, write_readout
+from captum_iba.attr._readout_file import read_readout
 from captum_iba.attr._readout_fit import FitArguments, evaluate_readout, fit_readout
-from captum_iba.attr._readout_layers import ReadoutLayers, assert_readout_layers, names_of
+from captum_iba.attr._readout_layers import names_of
+from captum_iba.attr._readout_method import ReadoutMethod
 from captum_iba.attr._training_data import Targets
 from captum_iba.attr.diagnostics import IBADiagnostics
-from captum_iba.attr.training_history import Measures, TrainingHistory
-from captum_iba.bottleneck.replay import Site
-from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidTypeError, NotTrainedError, StatisticsError
+from captum_iba.attr.training_history import Measures
+from captum_iba.errors import StatisticsError
 
 
-@dataclass
-class _State:
-    """What calls leave behind, by layer and side; shared by shallow copies, as in :class:`LayerIBA`."""
-
-    readouts: dict[tuple[nn.Module | None, bool], Readout] = field(default_factory=dict)
-    at_input: bool = False
-    warner: Warner = field(default_factory=Warner)
-
-
-class LayerReadoutIBA(LayerAttribution):
+class LayerReadoutIBA(ReadoutMethod):
     r"""The readout bottleneck: a small network reads features of several layers and predicts the mask.
 
     Where :class:`LayerIBA` searches a mask for each example, this is trained once for all, to keep the decisions of a
@@ -67,8 +45,8 @@ class LayerReadoutIBA(LayerAttribution):
         device_ids (Sequence[int], optional): as in Captum; more than one device is refused. Default: None.
         readout_layers ("auto" or Sequence[nn.Module or str], optional): what the network reads, as modules or dotted
             names; the model itself, or ``""``, stands for its output. ``"auto"``: the first layer with weights of each
-            resolution from ``layer`` on, the last one, and the logits, which for ResNet-50 and VGG-16 are the paper's.
-            Default: ``"auto"``.
+            resolution from ``layer`` on, the last one, and the logits if the model returns a module's output as it is;
+            for ResNet-50 and VGG-16 these are the paper's. Default: ``"auto"``.
         statistics (Mapping[str, FeatureStatistics], optional): by layer, from another object's :attr:`statistics`.
             Default: None.
         hidden_channels (Sequence[int] or "published", optional): widths between the network's three convolutions;
@@ -93,6 +71,7 @@ class LayerReadoutIBA(LayerAttribution):
     Examples::
 
         >>> import torch
+        >>> from torch import nn
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
         >>> images = torch.randn(1000, 1, 8, 8)
@@ -104,108 +83,6 @@ class LayerReadoutIBA(LayerAttribution):
         >>> readout.attribute(images[:2]).shape
         torch.Size([2, 1, 8, 8])
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: nn.Module,
-        device_ids: Sequence[int] | None = None,
-        readout_layers: ReadoutLayers = "auto",
-        statistics: Mapping[str, FeatureStatistics] | None = None,
-        hidden_channels: HiddenChannels = DEFAULT_HIDDEN,
-        sigma: float | None = None,
-        initial_alpha: float = 5.0,
-        relu: bool = False,
-        align_corners: bool = False,
-    ) -> None:
-        assert_readout_layers(readout_layers)
-        if device_ids is not None and not all(isinstance(number, int) for number in device_ids):
-            raise InvalidTypeError(f"device_ids is {device_ids!r}; pass layers by name: readout_layers=...")
-        LayerAttribution.__init__(self, forward_func, layer, list(device_ids) if device_ids is not None else None)
-        self.readout_layers = readout_layers
-        self._settings = ReadoutSettings(hidden_channels, sigma, initial_alpha, relu, align_corners)
-        self._state = _State()
-        if statistics is not None:
-            site, modules = self._locate(False)
-            self._keep(as_readout(statistics, site, modules, readout_layers, self._settings))
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Name for progress bars and tables."""
-        return "Layer Readout IBA"
-
-    @property
-    def statistics(self) -> dict[str, FeatureStatistics] | None:
-        """Statistics by layer, the bottleneck's own first; None before :meth:`estimate`."""
-        readout = self._current()
-        if readout is None:
-            return None
-        names = names_of(self._locate(readout.site.at_input)[1])
-        return {_key(site, names): readout.statistics[site] for site in readout.sites}
-
-    @property
-    def history(self) -> TrainingHistory:
-        """The course of the training; empty before :meth:`fit`."""
-        readout = self._current()
-        return TrainingHistory() if readout is None else readout.history
-
-    def estimate(
-        self,
-        data: Iterable[Any],
-        input_fn: InputFn | None = None,
-        max_examples: int = 10_000,
-        per: Per = "auto",
-        attribute_to_layer_input: bool = False,
-        show_progress: bool = False,
-        channel_dim: int | None = None,
-    ) -> LayerReadoutIBA:
-        r"""Estimate mean and deviation of the features of all layers, the bottleneck's and those that are read.
-
-        One pass over the data serves all. Interrupted, it keeps the statistics of what it has seen. A trained network
-        stays, so that statistics can be brought up to date; with those of other data it may predict badly.
-
-        Args:
-            data (Iterable): as for :meth:`LayerIBA.estimate`.
-            input_fn (Callable, optional): as for :meth:`LayerIBA.estimate`. Default: None.
-            max_examples (int, optional): examples to stop at. Default: 10_000, the published figure.
-            per (str, optional): as for :meth:`LayerIBA.estimate`. Default: ``"auto"``.
-            attribute_to_layer_input (bool, optional): a bottleneck at the layer's input. Default: False.
-            show_progress (bool, optional): show a progress bar. Default: False.
-            channel_dim (int, optional): axis of the channels, for the bottleneck's layer and those with as many axes.
-                Default: None, found out.
-
-        Returns:
-            LayerReadoutIBA: self.
-
-        Raises:
-            StatisticsError: fewer than two examples, or NaN among the features.
-            InvalidArgumentError: an argument out of range, an ambiguous channel axis, or no such layer.
-            InvalidTypeError: batches that cannot be understood.
-            LayerNotExecutedError, LayerReusedError: a layer runs never, or more than once.
-
-        Examples::
-
-            >>> import torch
-            >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-            >>> sorted(LayerReadoutIBA(model, model[0]).estimate(torch.randn(1000, 3)).statistics)
-            ['0', '2']
-        """
-        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
-        site, modules = self._locate(attribute_to_layer_input)
-        to_switch = reachable(modules, site.layer)
-        assert_calibration_arguments(max_examples, per)
-        collector = ReadoutCollector(site, modules, self.readout_layers, self._settings, per, channel_dim, max_examples)
-        with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
-            readout = stream(
-                collector,
-                forward_calls(forward_func, data, input_fn, device_of(to_switch), with_labels=False),
-                self._keep_statistics,
-                length_of(data),
-                f"{self.get_name()} statistics" if show_progress else "",
-            )
-        warn_of_few(readout.statistics[site], site, self._state.warner)
-        self._keep_statistics(readout)
-        return self
 
     def fit(
         self,
@@ -228,9 +105,11 @@ class LayerReadoutIBA(LayerAttribution):
     ) -> LayerReadoutIBA:
         r"""Train the network: cross-entropy through the bottleneck plus beta times the mean information.
 
-        The same seed and data give the same weights, also when the training is interrupted and gone on with. Data
-        loaders may shuffle and augment with the global random generators, which get a seed of their own for each epoch
-        and are put back. One draw of noise an example and step.
+        Each call starts afresh, with network and mask as the constructor says, or goes on from the checkpoint. The same
+        seed and data give the same weights on the same kind of device, also when the training is interrupted and gone
+        on with: data loaders may shuffle and augment with the global random generators, which get a seed of their own
+        for each epoch and are put back (workers that persist over epochs keep states of their own, which are lost). One
+        draw of noise an example and step.
 
         Under ``torchrun`` each process takes its part of every batch, or the batches of its own where the loader has a
         DistributedSampler; gradients are averaged (DistributedDataParallel), and the first process writes checkpoints.
@@ -239,8 +118,8 @@ class LayerReadoutIBA(LayerAttribution):
             train_data (Iterable): batches, as often as there are epochs: tuples (inputs, labels), mappings of keyword
                 arguments with ``"labels"`` (or ``"label"``) among them, or anything with ``input_fn`` and a callable
                 ``targets``. Data to train on must not be explained later if bits are to be an honest bound.
-            val_data (Iterable, optional): held-out batches, measured before the first step and after each epoch.
-                Default: None.
+            val_data (Iterable, optional): held-out batches, measured before the first step, after each epoch and where
+                the training ends. Default: None.
             epochs (int, optional): passes over the data. Default: 10 (paper, Table 4).
             learning_rate (float, optional): of Adam. Default: 1e-5 (paper), which is for many thousand steps; a short
                 training needs a larger one.
@@ -268,7 +147,9 @@ class LayerReadoutIBA(LayerAttribution):
         Raises:
             StatisticsError: :meth:`estimate` comes first.
             NonFiniteError: something became NaN or infinite: what, and when. The weights before that step stay.
-            InvalidArgumentError: an argument out of range, no data, or a checkpoint of another training.
+            InvalidArgumentError: an argument out of range, no data, a checkpoint of another training, or one that
+                cannot be written.
+            MissingFileError: the checkpoint's folder does not exist.
             InvalidTypeError, MismatchedArgumentsError: data without labels, or not one label an input.
             TargetError, TargetIndexError: labels that are no classes of the output.
             ReadoutFileError: a checkpoint that cannot be read.
@@ -277,6 +158,7 @@ class LayerReadoutIBA(LayerAttribution):
         Examples::
 
             >>> import torch
+            >>> from torch import nn
             >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
             >>> data = [(torch.randn(50, 3), torch.randint(0, 2, (50,))) for _ in range(20)]
             >>> readout = LayerReadoutIBA(model, model[0]).estimate(data)
@@ -363,38 +245,6 @@ class LayerReadoutIBA(LayerAttribution):
                 readout, forward_func, modules, data, arguments, input_fn=input_fn, warner=self._state.warner
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, statistics, layer names, configuration and history of the current layer: one safetensors file.
-
-        Args:
-            path (str or PathLike): target; an existing file is replaced only once the new one is complete.
-
-        Raises:
-            StatisticsError: there is nothing yet; without :meth:`fit` the file holds statistics alone.
-        """
-        readout = self._current()
-        if readout is None:
-            raise StatisticsError("There is nothing to save. Call estimate(data) and fit(train_data) first.")
-        write_readout(Path(path), readout, names_of(self._locate(readout.site.at_input)[1]))
-
-    def load(self, path: str | os.PathLike[str], attribute_to_layer_input: bool = False) -> LayerReadoutIBA:
-        """Read what :meth:`save` wrote, or a checkpoint of :meth:`fit`.
-
-        Args:
-            path (str or PathLike): the file.
-            attribute_to_layer_input (bool, optional): it is a bottleneck at the layer's input. Default: False.
-
-        Returns:
-            LayerReadoutIBA: self; network and mask are shaped as in the file.
-
-        Raises:
-            MissingFileError: no such file.
-            ReadoutFileError: a damaged file, or one for another network, layer or side.
-        """
-        site, modules = self._locate(attribute_to_layer_input)
-        self._keep(read_readout(Path(path), site, names_of(modules)))
-        return self
-
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -442,6 +292,7 @@ class LayerReadoutIBA(LayerAttribution):
         Examples::
 
             >>> import torch
+            >>> from torch import nn
             >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
             >>> data = [(torch.randn(50, 3), torch.randint(0, 2, (50,))) for _ in range(20)]
             >>> readout = LayerReadoutIBA(model, model[0]).estimate(data).fit(data, epochs=1, show_progress=False)
@@ -468,47 +319,3 @@ class LayerReadoutIBA(LayerAttribution):
             if not return_diagnostics:
                 return bits
             return bits, reader.diagnose(explained, modules, target, objective, class_dim, n_samples, seed)
-
-    def channel_dim(self, attribute_to_layer_input: bool = False) -> int:
-        """Axis of the channels in the layer's features, which ``attr_dim_summation`` sums over.
-
-        Raises:
-            NotTrainedError: :meth:`fit` or :meth:`load` come first.
-        """
-        return self._trained(self._locate(attribute_to_layer_input)[0]).channel_dim
-
-    def _locate(self, at_input: bool) -> tuple[Site, list[nn.Module]]:
-        return locate(unwrap_parallel(self.forward_func, self.device_ids), self.layer, at_input)
-
-    def _current(self) -> Readout | None:
-        """Of the current layer, on the side used last, else on the other."""
-        by_side = [self._state.readouts.get((self.layer, side)) for side in (False, True)]
-        wanted = by_side[self._state.at_input]
-        return wanted if wanted is not None else by_side[not self._state.at_input]
-
-    def _keep(self, readout: Readout) -> None:
-        self._state.at_input = readout.site.at_input
-        self._state.readouts[readout.site.layer, readout.site.at_input] = readout
-
-    def _keep_statistics(self, readout: Readout) -> None:
-        """Keep new statistics, and what was trained before for the same layers."""
-        before = self._state.readouts.get((readout.site.layer, readout.site.at_input))
-        if before is not None and before.network is not None and before.sources == readout.sources:
-            readout = replace(before, statistics=readout.statistics)
-        self._keep(readout)
-
-    def _trained(self, site: Site) -> Readout:
-        readout = self._state.readouts.get((site.layer, site.at_input))
-        if readout is None or readout.network is None:
-            raise NotTrainedError(
-                f"There is no trained readout for the {site.side} of {site.name}. Call estimate(data) and "
-                "fit(train_data), or load(path); LayerIBA needs no training."
-            )
-        return readout
-
-
-def _key(site: Site, names: Mapping[nn.Module, str]) -> str:
-    """A site's name among :attr:`LayerReadoutIBA.statistics`."""
-    # layers out of sight have no names
-    name = names.get(site.layer, f"{type(site.layer).__name__} at {id(site.layer):x}")
-    return f"{name} (input)" if site.at_input else name

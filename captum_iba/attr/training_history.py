@@ -38,7 +38,8 @@ class TrainingHistory:
 
     Attributes:
         training (list[Measures]): of each step's batch, before the step.
-        validation (list[Measures]): of the validation data: before the first step and after each epoch.
+        validation (list[Measures]): of the validation data: before the first step, after each epoch, and where a
+            training ended.
         seconds (float): time spent in steps and validation, over all runs that were resumed.
 
     Examples::

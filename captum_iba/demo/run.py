@@ -99,7 +99,8 @@ def _draw(canvases: Canvases, maps: dict[str, Tensor], predicted: Tensor, record
         for name, values in maps.items()
     }
     titles = [
-        f"digit {int(c)}, {float(b):.0f} bits" for c, b in zip(predicted[:N_DRAWN], record.total_bits, strict=False)
+        f"digit {int(c)}, LayerIBA {float(b):.0f} bits"
+        for c, b in zip(predicted[:N_DRAWN], record.total_bits, strict=False)
     ]
     figure = plot_attributions(to_display(canvases.images[:N_DRAWN]), columns, titles, canvases.boxes[:N_DRAWN])
     figure.savefig(path, dpi=110)
