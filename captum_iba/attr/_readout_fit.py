@@ -36,16 +36,17 @@ class FitArguments:
         InvalidArgumentError: one is out of range.
     """
 
-    epochs: int
-    learning_rate: float
     beta: float
-    max_steps: int | None
     targets: Targets
     seed: int
-    checkpoint_every: int
-    mixed_precision: bool | None
     class_dim: int
     objective: ObjectiveType
+    epochs: int = 1
+    learning_rate: float = 1e-5
+    max_steps: int | None = None
+    warmup_steps: int = 0
+    checkpoint_every: int = 1
+    mixed_precision: bool | None = False
 
     def __post_init__(self) -> None:
         assert_beta(self.beta)
@@ -54,12 +55,13 @@ class FitArguments:
             assert_integer(name, getattr(self, name))
         if self.max_steps is not None:
             assert_integer("max_steps", self.max_steps)
+        assert_integer("warmup_steps", self.warmup_steps, least=0)
         if not is_integer(self.seed, least=0) or self.seed >= 2**63:
             raise InvalidArgumentError(f"seed={self.seed!r}; wanted an integer from 0 to 2**63 - 1.")
         if not isinstance(self.class_dim, Integral) or isinstance(self.class_dim, bool) or self.class_dim == 0:
             raise InvalidArgumentError(f"class_dim={self.class_dim!r}; wanted an axis of the output, not the batch's.")
         # plain numbers, which can be written to a file
-        for name in ("epochs", "max_steps", "seed", "checkpoint_every", "class_dim"):
+        for name in ("epochs", "max_steps", "warmup_steps", "seed", "checkpoint_every", "class_dim"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else int(value))
         if self.mixed_precision not in (None, True, False):
@@ -112,6 +114,7 @@ def fit_readout(
         max_steps=arguments.max_steps,
         learning_rate=float(arguments.learning_rate),
         beta=float(arguments.beta),
+        warmup_steps=arguments.warmup_steps,
         seed=arguments.seed,
         checkpoint=checkpoint,
         checkpoint_every=arguments.checkpoint_every,
@@ -149,7 +152,7 @@ def _make_pass(
     readout: Readout, modules: list[nn.Module], arguments: FitArguments, like: Tensor, warner: Warner
 ) -> Pass:
     autocast = arguments.autocast(like.device)
-    return Pass(readout, modules, float(arguments.beta), arguments.objective, arguments.class_dim, autocast, warner)
+    return Pass(readout, modules, arguments.objective, arguments.class_dim, autocast, warner)
 
 
 def _like(readout: Readout, modules: list[nn.Module]) -> Tensor:
@@ -169,6 +172,7 @@ def _configuration(readout: Readout, arguments: FitArguments, names: dict[nn.Mod
         **asdict(readout.settings),
         "learning_rate": float(arguments.learning_rate),
         "beta": float(arguments.beta),
+        "warmup_steps": arguments.warmup_steps,
         "targets": _described(arguments.targets),
         "objective": _described(arguments.objective),
         "class_dim": arguments.class_dim,

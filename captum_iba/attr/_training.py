@@ -27,6 +27,8 @@ from captum_iba.errors import NonFiniteError
 
 # Below this share of the model's accuracy, over at least so many examples, the map explains another decision.
 _CLOSED, _ENOUGH = 0.3, 100
+# Share of beta that a warm-up starts with.
+_WARMUP_START = 0.01
 # Steps of training that stand for the whole where there are no validation data.
 _LATEST = 20
 
@@ -39,10 +41,16 @@ class Schedule:
     max_steps: int | None
     learning_rate: float
     beta: float
+    warmup_steps: int
     seed: int
     checkpoint: Path | None
     checkpoint_every: int
     show_progress: bool
+
+    def beta_at(self, step: int) -> float:
+        """The weight of the information at a step: it grows a hundredfold over the first ones."""
+        left = max(0.0, 1.0 - step / self.warmup_steps) if self.warmup_steps else 0.0
+        return float(self.beta * _WARMUP_START**left)
 
 
 class Trainer:
@@ -182,8 +190,9 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         recording, seen = self._see(batch)
         noise = stream_seed(self._schedule.seed, "training noise", position.step)
-        sums = self._pass.forward(batch, recording, seen, self._module, noise, train=True)
-        measures = sums.measures(self._schedule.beta, position.step, position.epoch)
+        beta = self._schedule.beta_at(position.step)
+        sums = self._pass.forward(batch, recording, seen, self._module, noise, beta)
+        measures = sums.measures(beta, position.step, position.epoch)
         gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise NonFiniteError("the gradient became NaN or infinite. A smaller learning_rate usually helps.")
@@ -218,7 +227,7 @@ class Trainer:
                 "closed",
                 f"Through the trained bottleneck the accuracy is {through:.2f}, against {own:.2f} without it: most of "
                 f"the decision is lost, at {records[-1].bits:.0f} bits. A smaller beta keeps more; where the "
-                "bottleneck closed altogether, a smaller learning_rate with more steps may help too.",
+                "bottleneck closed altogether, pass warmup_steps, half the steps of the training for a start.",
             )
 
     def _validate(self) -> None:
@@ -254,7 +263,7 @@ def evaluate(
         for index, batch in enumerate(data.epoch(seed, 0)):
             recording, seen = run.see(batch)
             noise = stream_seed(seed, "validation noise", index)
-            sums = run.forward(batch, recording, seen, network, noise, train=False)
+            sums = run.forward(batch, recording, seen, network, noise)
             total = sums if total is None else total + sums
     data.set_generator_states(states)  # the next time the same
     assert total is not None

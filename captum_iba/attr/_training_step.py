@@ -55,7 +55,6 @@ class Pass:
     Args:
         readout (Readout): what is trained.
         roots (list[nn.Module]): modules whose results before the bottleneck may be replayed.
-        beta (float): factor of the mean information in nats.
         objective: as in :meth:`LayerIBA.attribute`.
         class_dim (int): axis of the classes.
         autocast (Callable): context for the model's own passes.
@@ -66,13 +65,12 @@ class Pass:
         self,
         readout: Readout,
         roots: list[nn.Module],
-        beta: float,
         objective: ObjectiveType,
         class_dim: int,
         autocast: Callable[[], Any],
         warner: Warner,
     ) -> None:
-        self._readout, self._roots, self._beta = readout, roots, beta
+        self._readout, self._roots = readout, roots
         self._objective, self._class_dim = objective, class_dim
         self._autocast, self.warner = autocast, warner
         self._replays: bool | None = None if roots else False
@@ -95,9 +93,15 @@ class Pass:
         return recording, seen
 
     def forward(
-        self, batch: Batch, recording: Recording, seen: Observation, network: nn.Module, noise_seed: int, train: bool
+        self,
+        batch: Batch,
+        recording: Recording,
+        seen: Observation,
+        network: nn.Module,
+        noise_seed: int,
+        beta: float | None = None,
     ) -> Sums:
-        """The pass with noise; with ``train`` the gradient is left in the network's parameters.
+        """The pass with noise; given beta, the gradient is left in the network's parameters.
 
         Raises:
             NonFiniteError: something became NaN or infinite; the message says what came first.
@@ -106,6 +110,7 @@ class Pass:
         targets = self._targets(batch, own)
         objective = Objective(self._objective, targets, self._class_dim, self.warner)
         objective.check(own, batch.n)
+        train = beta is not None
         with torch.set_grad_enabled(train):
             alpha = self._readout.alpha(seen, network)
             leaf = alpha.detach().requires_grad_(train)
@@ -121,8 +126,8 @@ class Pass:
             with self._run(batch, recording, z.to(seen.dtype)) as output:
                 rows, nats = objective(output, 1), nats.flatten(1)
                 agree(_what_is_not_finite(alpha, nats, output, rows), rows.device)
-                if train:
-                    self._backward(batch, rows, nats.mean(dim=1), leaf, alpha)
+                if beta is not None:
+                    self._backward(batch, rows, beta * nats.mean(dim=1), leaf, alpha)
         hits = [torch.zeros_like(rows), torch.zeros_like(rows)]
         if not callable(self._objective):
             hits = [values.detach().argmax(dim=self._class_dim) == targets for values in (output, own)]
@@ -154,7 +159,7 @@ class Pass:
             )
         return targets.long()
 
-    def _backward(self, batch: Batch, rows: Tensor, nats: Tensor, leaf: Tensor, alpha: Tensor) -> None:
+    def _backward(self, batch: Batch, rows: Tensor, cost: Tensor, leaf: Tensor, alpha: Tensor) -> None:
         """Gradient through the model as far as alpha, and through the network from there."""
         # processes' gradients are averaged afterwards
         weight = world_size() / batch.n_global if batch.counted else 0.0
@@ -166,7 +171,7 @@ class Pass:
                 "The objective does not depend on the layer by gradient. Choose a layer that the output depends on, "
                 "and remove torch.no_grad or detach between the layer and the output."
             )
-        (of_information,) = torch.autograd.grad((nats * weight * self._beta).sum(), leaf)
+        (of_information,) = torch.autograd.grad((cost * weight).sum(), leaf)
         torch.autograd.backward(alpha, slope + of_information)
 
     @contextmanager

@@ -102,6 +102,7 @@ class LayerReadoutIBA(ReadoutMethod):
         seed: int = 0,
         checkpoint_every: int = 100,
         mixed_precision: bool | None = None,
+        warmup_steps: int = 0,
     ) -> LayerReadoutIBA:
         r"""Train the network: cross-entropy through the bottleneck plus beta times the mean information.
 
@@ -140,6 +141,9 @@ class LayerReadoutIBA(ReadoutMethod):
                 an interruption. Default: 100.
             mixed_precision (bool, optional): run the model in bfloat16; the information stays in float32. Default:
                 None: on GPUs that have it.
+            warmup_steps (int, optional): steps over which beta grows from a hundredth of itself. With a large beta for
+                the number of classes, or a large learning rate, the bottleneck otherwise closes before the network
+                knows what to keep, and stays closed. Default: 0 (paper).
 
         Returns:
             LayerReadoutIBA: self, with :attr:`history`.
@@ -166,16 +170,17 @@ class LayerReadoutIBA(ReadoutMethod):
             100
         """
         arguments = FitArguments(
-            epochs,
-            learning_rate,
-            beta,
-            max_steps,
-            targets,
-            seed,
-            checkpoint_every,
-            mixed_precision,
-            class_dim,
-            objective,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            beta=beta,
+            max_steps=max_steps,
+            warmup_steps=warmup_steps,
+            targets=targets,
+            seed=seed,
+            checkpoint_every=checkpoint_every,
+            mixed_precision=mixed_precision,
+            class_dim=class_dim,
+            objective=objective,
         )
         path = None if checkpoint is None else Path(checkpoint)
         site, modules = self._locate(attribute_to_layer_input)
@@ -235,7 +240,7 @@ class LayerReadoutIBA(ReadoutMethod):
             NotTrainedError: :meth:`fit` or :meth:`load` come first.
             CaptumIBAError: everything :meth:`fit` raises about data and targets.
         """
-        arguments = FitArguments(1, 1e-5, beta, None, targets, seed, 1, False, class_dim, objective)
+        arguments = FitArguments(beta=beta, targets=targets, seed=seed, class_dim=class_dim, objective=objective)
         site, modules = self._locate(attribute_to_layer_input)
         readout = self._trained(site)
         forward_func = unwrap_parallel(self.forward_func, self.device_ids)

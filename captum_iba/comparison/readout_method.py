@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from captum_iba.errors import InvalidArgumentError, ReadoutFileError
 
 NAME = "LayerReadoutIBA"
 # Trained in minutes on the images at hand, where the paper has a million and days: far fewer steps, so larger ones.
-_TRAINING = {"epochs": 20, "learning_rate": 1e-3, "beta": 1.0}
+_TRAINING = {"epochs": 20, "learning_rate": 2e-3, "beta": 10.0}
 _OF_OBJECT = ("readout_layers", "hidden_channels", "sigma", "initial_alpha", "relu", "align_corners")
 _OF_FIT = tuple(
     name
@@ -61,10 +62,20 @@ def _loaded(model: nn.Module, path: Path) -> LayerReadoutIBA:
 
 def _train(method: LayerReadoutIBA, context: Context, options: dict[str, Any]) -> None:
     """Statistics and training on the calibration data, whose targets are what the model says of them."""
-    chosen = _TRAINING | {"seed": context.seed} | options
+    sizes: list[int] = []
     with alone(), torch.enable_grad():
-        context.fit(method.estimate)
+        context.fit(lambda batches: method.estimate(_noted(batches, sizes)))
+        chosen: dict[str, Any] = _TRAINING | {"seed": context.seed} | options
+        chosen.setdefault("warmup_steps", len(sizes) * int(chosen["epochs"]) // 2)
         context.fit(lambda batches: method.fit(batches, targets="predictions", show_progress=False, **chosen))
+
+
+def _noted(batches: Iterable[Tensor], sizes: list[int]) -> Iterator[Tensor]:
+    """The batches, with their sizes written down."""
+    sizes.clear()
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch
 
 
 add_method(
@@ -72,8 +83,8 @@ add_method(
         NAME,
         _readout,
         "The readout bottleneck: one pass an image, trained on the calibration data to keep the model's predictions "
-        f"({_TRAINING['epochs']} epochs, learning rate {_TRAINING['learning_rate']}, beta {_TRAINING['beta']}), or "
-        "loaded. It does not depend on the class.",
+        f"({_TRAINING['epochs']} epochs, learning rate {_TRAINING['learning_rate']}, beta {_TRAINING['beta']}, half "
+        "of the steps as warm-up), or loaded. It does not depend on the class.",
         BITS,
         is_fitted=True,
     )

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from captum.metrics import infidelity, sensitivity_max
 from torch import nn
 
-from captum_iba import IBA, LayerIBA, resize_bits
-from captum_iba.errors import InvalidArgumentError
+from captum_iba import IBA, LayerIBA, LayerReadoutIBA, resize_bits
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NotTrainedError
 from tests.literal import normal, small_cnn
 
 
@@ -93,3 +94,102 @@ def test_arguments_that_would_change_the_shape_are_refused(iba):
     """The shape is the input's; asking for another says which method to use."""
     with pytest.raises(InvalidArgumentError, match="attr_dim_summation.*LayerIBA"):
         iba.attribute(normal(1, 3, 10, 10), target=1, attr_dim_summation=False)
+
+
+@pytest.fixture(scope="module")
+def readout(cnn):
+    """A trained readout of the same layer, which lets some of the information through."""
+    x = normal(64, 3, 10, 10, seed=9)
+    method = LayerReadoutIBA(cnn, cnn[2], hidden_channels=(6, 6)).estimate(x)
+    return method.fit([x[:32], x[32:]], epochs=5, learning_rate=1e-2, targets="predictions", show_progress=False)
+
+
+def test_a_readouts_map_is_resized(readout, cnn):
+    """With method=readout the bits are LayerReadoutIBA's on the input's grid, their total kept, for any target."""
+    x, iba = normal(2, 3, 10, 10, seed=3), IBA(cnn, cnn[2], method=readout)
+    bits = readout.attribute(x)
+    assert bits.sum() > 0
+    for target in (None, 1, torch.tensor([0, 3])):
+        found = iba.attribute(x, target=target)
+        assert found.shape == x.shape and torch.equal(found[:, 0], found[:, 2])
+        torch.testing.assert_close(found.sum(dim=1, keepdim=True), resize_bits(bits, (10, 10)))
+        torch.testing.assert_close(found.flatten(1).sum(1), bits.flatten(1).sum(1))
+    assert all(torch.equal(a, b) for a, b in zip(iba.attribute((x,), target=1), (found,), strict=True))
+
+
+def test_a_readout_at_a_coarser_layer_keeps_its_total(cnn):
+    """From 5 x 5 positions to 10 x 10 pixels, at the layer's input or output, rows at once or one by one."""
+    x, data = normal(3, 3, 10, 10, seed=3), normal(40, 3, 10, 10, seed=9)
+    for at_input in (False, True):
+        method = LayerReadoutIBA(cnn, cnn[5], hidden_channels=(6, 6))
+        method.estimate(data, attribute_to_layer_input=at_input)
+        options = {"targets": "predictions", "epochs": 1, "show_progress": False}
+        method.fit([data], attribute_to_layer_input=at_input, **options)
+        bits = method.attribute(x, attribute_to_layer_input=at_input)
+        found = IBA(cnn, cnn[5], method=method).attribute(
+            x, attribute_to_layer_input=at_input, internal_batch_size=1 + at_input
+        )
+        assert bits.shape[2:] == (5, 5)
+        torch.testing.assert_close(found.sum(dim=1, keepdim=True), resize_bits(bits, (10, 10)))
+        torch.testing.assert_close(found.flatten(1).sum(1), bits.flatten(1).sum(1))
+
+
+def test_metrics_take_a_readout(readout, cnn):
+    """infidelity and sensitivity_max of IBA are those of a function that resizes the readout's bits by hand."""
+    x, iba = normal(2, 3, 10, 10, seed=3), IBA(cnn, cnn[2], method=readout)
+
+    def by_hand(inputs, **_target):
+        inputs = inputs[0] if isinstance(inputs, tuple) else inputs
+        return resize_bits(readout.attribute(inputs), (10, 10)).expand_as(inputs) / 3
+
+    def perturb(inputs):
+        noise = 0.1 * normal(*inputs.shape, seed=len(inputs))
+        return noise, inputs - noise
+
+    found, wanted = (
+        infidelity(cnn, perturb, x, f(x, target=1), target=1, normalize=True) for f in (iba.attribute, by_hand)
+    )
+    torch.testing.assert_close(found, wanted)
+    results = []
+    for explain in (iba.attribute, by_hand):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            results.append(sensitivity_max(explain, x, target=1, n_perturb_samples=3, perturb_radius=0.1))
+    torch.testing.assert_close(*results)
+    assert (results[0] > 0).all() and torch.isfinite(found).all()
+
+
+def test_a_method_given_is_the_one_behind(readout, cnn):
+    """A LayerIBA or readout keeps what it has learned, shared both ways; estimate goes to it, and so does its name."""
+    iba = IBA(cnn, cnn[2], method=readout)
+    assert isinstance(iba.layer_iba, LayerReadoutIBA) and iba.layer_iba is not readout
+    assert iba.statistics.keys() == readout.statistics.keys() and next(iter(iba.statistics)) == "2"
+    layer = LayerIBA(cnn, cnn[2])
+    per_sample = IBA(cnn, cnn[2], method=layer).estimate(normal(50, 3, 10, 10, seed=9))
+    assert layer.statistics is not None and per_sample.statistics is layer.statistics
+    fresh = LayerReadoutIBA(cnn, cnn[2])
+    with pytest.raises(NotTrainedError, match="fit"):
+        IBA(cnn, cnn[2], method=fresh).estimate(normal(50, 3, 10, 10, seed=9)).attribute(normal(1, 3, 10, 10))
+    assert fresh.statistics["2"].n_samples == 50
+    with pytest.raises(NotTrainedError, match="'5'"):
+        IBA(cnn, cnn[5], method=readout).attribute(normal(1, 3, 10, 10))
+
+
+def test_what_does_not_go_with_a_method_is_refused(readout, iba, cnn, tmp_path):
+    """Statistics beside a method, another kind of method, and files of statistics where a network belongs to them."""
+    with pytest.raises(InvalidArgumentError, match="statistics and method are both there"):
+        IBA(cnn, cnn[2], statistics=iba.statistics, method=readout)
+    for wrong in (iba, LayerIBA):
+        with pytest.raises(InvalidTypeError, match="wanted a LayerIBA or a LayerReadoutIBA"):
+            IBA(cnn, cnn[2], method=wrong)
+    path = tmp_path / "layer.safetensors"
+    iba.save_statistics(path)
+    content = path.read_bytes()
+    method = IBA(cnn, cnn[2], method=readout)
+    for act in (method.save_statistics, method.load_statistics):
+        with pytest.raises(InvalidTypeError, match="its network too: use its save and load"):
+            act(path)
+    assert path.read_bytes() == content
+    for name in ("return_diagnostics", "attr_dim_summation"):
+        with pytest.raises(InvalidArgumentError, match=name):
+            method.attribute(normal(1, 3, 10, 10), **{name: True})

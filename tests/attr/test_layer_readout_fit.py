@@ -334,3 +334,22 @@ def test_the_bits_come_to_lie_where_the_label_is():
     assert share.median() > 0.7
     full = readout.attribute(x, attr_dim_summation=False).sum(dim=(0, 2, 3))
     assert full[0] > 5 * full[1]  # the value, not the mark
+
+
+def test_beta_grows_a_hundredfold_over_the_warmup():
+    """At step t of w the weight of the information is beta / 100 ** (1 - t / w), and beta from step w on."""
+    model = small_cnn()
+    readout = ready(model)
+    readout.fit(labelled(n=24), max_steps=6, beta=7.0, warmup_steps=4, learning_rate=1e-3, show_progress=False)
+    k = readout.statistics["2"].mean.numel()
+    for step, measures in enumerate(readout.history.training):
+        beta = 7.0 / 100 ** max(0.0, 1 - step / 4)
+        nats = measures.bits * math.log(2) / k
+        assert math.isclose(measures.objective, measures.loss + beta * nats, rel_tol=1e-9)
+
+
+def test_a_warmup_of_no_steps_changes_nothing():
+    """With warmup_steps=0, the default, the weights are those of constant beta; with more they are others."""
+    weights = [weights_of(ready(small_cnn()).fit(labelled(), warmup_steps=n, **SHORT)) for n in (0, 0, 2)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])

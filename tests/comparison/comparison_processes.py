@@ -69,11 +69,11 @@ def run_and_die(path, n, moment):
     quietly(Canvases(n), store=path, model=model)
 
 
-def run_one_of(rank, world_size, port, n, path, output):
+def run_one_of(rank, world_size, port, n, path, output, options):
     """One of several processes that share a comparison; what it returns and what it loaded is written to a file."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     examples = Canvases(n, unreadable=(1,))
-    results = quietly(examples, store=path).results
+    results = quietly(examples, store=path, **options).results
     with open(f"{output}.{rank}", "wb") as file:
         pickle.dump((results, examples.loaded), file)

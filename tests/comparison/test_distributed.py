@@ -21,10 +21,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def together(tmp_path, store, n=N, world_size=2):
+def together(tmp_path, store, n=N, world_size=2, **options):
     """Results of each process, and which examples each loaded."""
     port, output = free_port(), tmp_path / f"output{free_port()}"
-    arguments = [(rank, world_size, port, n, store, str(output)) for rank in range(world_size)]
+    arguments = [(rank, world_size, port, n, store, str(output), options) for rank in range(world_size)]
     workers = [processes().Process(target=run_one_of, args=own) for own in arguments]
     for worker in workers:
         worker.start()
@@ -114,6 +114,32 @@ def keep(path, other, first, second):
                 for table in ("examples", "results"):
                     connection.execute(f"DELETE FROM {table} WHERE key = ?", (f"canvas {i}",))
         connection.close()
+
+
+READOUT = {
+    "methods": ("LayerReadoutIBA", "Random"),
+    "metrics": ("degradation 14x14", "bounding box"),
+    "method_options": {"LayerReadoutIBA": {"epochs": 2, "hidden_channels": (4, 4)}},
+}
+
+
+@pytest.mark.parametrize("n", [N, 1])
+def test_each_process_trains_the_same_readout(tmp_path, n):
+    """A method that is trained is trained by each process that has an example, alone: no process waits for one that has
+    none, and together they find what one finds."""
+    path = tmp_path / "results.db"
+    found = together(tmp_path, path, n, **READOUT)
+    wanted = quick(Canvases(n, unreadable=(1,)), **READOUT).results
+    assert [info.reason for info in wanted.methods] == ["", ""] and shares(found) == [
+        list(range(0, n, 2)),
+        [1, 3][: n - 1],
+    ]
+    for results, _ in found:
+        assert_same_results(results, wanted, atol=1e-6)
+        assert results.methods[0].fit_seconds > 0
+    rest = Canvases(n, unreadable=(1,))
+    assert_same_results(quick(rest, store=path, **READOUT).results, found[0][0])
+    assert rest.loaded == [0]
 
 
 SCRIPT = """
