@@ -34,7 +34,7 @@ from captum_iba.comparison.dataset import TensorExamples
 from captum_iba.comparison.methods import BITS
 from captum_iba.demo import load_canvases, load_model, load_readout
 from captum_iba.demo.data import GREY_MEAN, GREY_STD
-from captum_iba.demo.train_readout import EPOCHS, train
+from captum_iba.demo.train_readout import BETA, EPOCHS, train
 from captum_iba.photos import load_classifier, photos_in
 
 METRICS = ["bounding box", "degradation 8x8", "degradation 14x14"]
@@ -90,7 +90,7 @@ def digits(options: argparse.Namespace) -> None:
     readout = load_readout(model := load_model())
     canvases = load_canvases("test", 500, seed=1)
     print(f"trained in {readout.history.seconds:.0f} s, {len(readout.history.training)} steps")
-    print_measures("held out", readout.evaluate([(canvases.images, canvases.labels)], beta=1.0))
+    print_measures("held out", readout.evaluate([(canvases.images, canvases.labels)], beta=BETA))
     print_report(
         compare_on_digits(model, [as_method("LayerReadoutIBA", readout), "LayerIBA", "LayerGradCam", "Saliency"])
     )
@@ -206,7 +206,7 @@ def main() -> None:
     commands.choices["cost"].add_argument("--per-sample", action="store_true", help="LayerIBA too, which takes minutes")
     add(commands, "digits", digits)
     add(commands, "beta", beta)
-    commands.choices["beta"].add_argument("--values", type=float, nargs="+", default=[0.1, 0.3, 1.0, 3.0])
+    commands.choices["beta"].add_argument("--values", type=float, nargs="+", default=[0.1, 1.0, 10.0, 100.0])
     add(commands, "widths", widths)
     for name in ("beta", "widths"):
         commands.choices[name].add_argument("--epochs", type=int, default=EPOCHS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, resize_bits, suggest_layer
 from captum_iba.attr._readout_file import layer_of
+from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.errors import InvalidArgumentError, MissingFileError, NotTrainedError, StatisticsError
 from captum_iba.photos import Classifier, load_classifier, read_batches
 from captum_iba.visualization import Heatmap, plot_attributions
@@ -54,8 +55,10 @@ def add_parser(commands: Any) -> None:
     source.add_argument("--calibrate", type=Path, metavar="FOLDER", help="about a thousand photos for them")
     source.add_argument("--readout", type=Path, metavar="FILE", help="a trained readout")
     source.add_argument("--train", type=Path, metavar="FOLDER", help="photos to train a readout on the predictions for")
-    parser.add_argument("--epochs", type=int, help="of --train, default: 10")
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="of --train, default: 1e-5 (paper)")
+    parser.add_argument("--epochs", type=int, help=f"of --train, default: {SHORT_TRAINING['epochs']}")
+    parser.add_argument(
+        "--learning-rate", type=float, metavar="RATE", help=f"of --train, default: {SHORT_TRAINING['learning_rate']}"
+    )
     parser.add_argument("--beta", type=float, default=10.0, help="weight of the information, default: 10")
     parser.add_argument(
         "--output", type=Path, default=Path("iba-explained"), metavar="DIR", help="default: iba-explained"
@@ -136,6 +139,7 @@ def _readout(classifier: Classifier, layer: nn.Module, options: argparse.Namespa
         photos = FolderBatches(options.train, classifier, _BATCH_SIZE, "training")
         path = options.output / "readout.safetensors"
         chosen = {"epochs": options.epochs, "learning_rate": options.learning_rate}
+        chosen = SHORT_TRAINING | {name: value for name, value in chosen.items() if value is not None}
         if not path.is_file():  # its statistics would be used anyway
             readout.estimate(photos, show_progress=True)
         readout.fit(
@@ -143,7 +147,8 @@ def _readout(classifier: Classifier, layer: nn.Module, options: argparse.Namespa
             beta=options.beta,
             targets="predictions",
             checkpoint=path,
-            **{name: value for name, value in chosen.items() if value is not None},
+            warmup_steps=len(photos) * int(chosen["epochs"]) // 2,
+            **chosen,
         )
         last = readout.history.training[-1]
         print(f"readout: {last.bits:.0f} bits, accuracy {last.accuracy:.3f} on the last batch of training: {path}")

@@ -296,7 +296,8 @@ def test_demo_compares_the_embedded_readout(tmp_path, capsys):
     assert scores(tmp_path) == scores(tmp_path / "again")
     canvases = load_canvases("test", 2)
     maps = resize_bits(load_readout().attribute(canvases.images), (64, 64))
-    wanted = bounding_box_ratio(maps, boxes_to_mask(canvases.boxes[:, None].float(), (64, 64)))
+    masks = torch.stack([boxes_to_mask(box[None], (64, 64)) for box in canvases.boxes])
+    wanted = bounding_box_ratio(maps, masks).per_sample
     assert [float(row["bounding box"]) for row in scores(tmp_path)] == pytest.approx(wanted.tolist(), abs=1e-6)
 
 

@@ -27,6 +27,10 @@ from captum_iba.attr._training_step import Pass
 from captum_iba.attr.training_history import Measures
 from captum_iba.errors import InvalidArgumentError
 
+SHORT_TRAINING = {"epochs": 20, "learning_rate": 2e-3}
+"""For some hundred photos at hand, where the paper has a million and days: far fewer steps, so larger ones, and half of
+them as warm-up."""
+
 
 @dataclass(frozen=True)
 class FitArguments:

@@ -27,6 +27,8 @@ from captum_iba.errors import NonFiniteError
 
 # Below this share of the model's accuracy, over at least so many examples, the map explains another decision.
 _CLOSED, _ENOUGH = 0.3, 100
+# Above this share of the first information there was hardly any training.
+_OPEN = 0.5
 # Share of beta that a warm-up starts with.
 _WARMUP_START = 0.01
 # Steps of training that stand for the whole where there are no validation data.
@@ -105,7 +107,7 @@ class Trainer:
                 self._train(bar)
             finally:
                 self._save()
-        self._warn_if_closed()
+        self._warn_of_the_outcome()
 
     def prepare(self) -> None:
         """Network, optimiser and position: from the checkpoint, or fresh."""
@@ -214,10 +216,19 @@ class Trainer:
         assert found is not None
         return found
 
-    def _warn_if_closed(self) -> None:
-        """A bottleneck that lets nothing through is a minimum of the objective too, and says nothing."""
+    def _warn_of_the_outcome(self) -> None:
+        """A bottleneck that lets nothing through says nothing, and one that was hardly trained lets everything."""
         records = self._history.validation[-1:] or self._history.training[-_LATEST:]
         n = sum(each.n for each in records)
+        bits = sum(each.bits * each.n for each in records) / n
+        share = bits / self._history.training[0].bits
+        if share > _OPEN:
+            self._pass.warner.once(
+                "open",
+                f"The trained bottleneck still lets {100 * share:.0f} % of the information pass that it let pass at "
+                f"the start: {self._position.step} steps are few for learning_rate={self._schedule.learning_rate:g}. "
+                "Train longer, or with a larger one (1e-3 for some hundred steps, with half of them as warmup_steps).",
+            )
         if n < _ENOUGH or records[-1].accuracy is None:  # an objective of the user's own
             return
         through = sum((each.accuracy or 0.0) * each.n for each in records) / n
@@ -226,8 +237,8 @@ class Trainer:
             self._pass.warner.once(
                 "closed",
                 f"Through the trained bottleneck the accuracy is {through:.2f}, against {own:.2f} without it: most of "
-                f"the decision is lost, at {records[-1].bits:.0f} bits. A smaller beta keeps more; where the "
-                "bottleneck closed altogether, pass warmup_steps, half the steps of the training for a start.",
+                f"the decision is lost, at {bits:.0f} bits. A smaller beta keeps more; where the bottleneck closed "
+                "altogether, pass warmup_steps, half the steps of the training for a start.",
             )
 
     def _validate(self) -> None:

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from captum_iba._processes import alone
 from captum_iba.attr import LayerReadoutIBA
 from captum_iba.attr._readout_file import layer_of
+from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
 from captum_iba.errors import InvalidArgumentError, ReadoutFileError
 
 NAME = "LayerReadoutIBA"
-# Trained in minutes on the images at hand, where the paper has a million and days: far fewer steps, so larger ones.
-_TRAINING = {"epochs": 20, "learning_rate": 2e-3, "beta": 10.0}
 _OF_OBJECT = ("readout_layers", "hidden_channels", "sigma", "initial_alpha", "relu", "align_corners")
 _OF_FIT = tuple(
     name
@@ -65,7 +64,7 @@ def _train(method: LayerReadoutIBA, context: Context, options: dict[str, Any]) -
     sizes: list[int] = []
     with alone(), torch.enable_grad():
         context.fit(lambda batches: method.estimate(_noted(batches, sizes)))
-        chosen: dict[str, Any] = _TRAINING | {"seed": context.seed} | options
+        chosen: dict[str, Any] = SHORT_TRAINING | {"seed": context.seed} | options
         chosen.setdefault("warmup_steps", len(sizes) * int(chosen["epochs"]) // 2)
         context.fit(lambda batches: method.fit(batches, targets="predictions", show_progress=False, **chosen))
 
@@ -83,8 +82,8 @@ add_method(
         NAME,
         _readout,
         "The readout bottleneck: one pass an image, trained on the calibration data to keep the model's predictions "
-        f"({_TRAINING['epochs']} epochs, learning rate {_TRAINING['learning_rate']}, beta {_TRAINING['beta']}, half "
-        "of the steps as warm-up), or loaded. It does not depend on the class.",
+        f"({SHORT_TRAINING['epochs']} epochs, learning rate {SHORT_TRAINING['learning_rate']}, beta 10, half of the "
+        "steps as warm-up), or loaded. It does not depend on the class.",
         BITS,
         is_fitted=True,
     )

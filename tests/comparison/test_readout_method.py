@@ -58,16 +58,17 @@ def described():
     return {"epochs": int(epochs), "learning_rate": float(learning_rate), "beta": float(beta)}
 
 
-def by_hand(options, batches=BATCHES, model=None, seed=SEED):
+def by_hand(options, batches=BATCHES, estimated=None, seed=SEED):
     """LayerReadoutIBA trained with nothing of the comparison but the numbers that its description has."""
-    model, at_input = model or toy_cnn(), options.get("attribute_to_layer_input", False)
+    model, at_input = toy_cnn(), options.get("attribute_to_layer_input", False)
     of_object = {name: value for name, value in options.items() if name in OF_OBJECT}
     of_fit = described() | {"seed": seed, "show_progress": False}
     of_fit |= {name: value for name, value in options.items() if name not in OF_OBJECT}
     steps = of_fit["epochs"] * len(batches)
     of_fit.setdefault("warmup_steps", min(steps, of_fit.get("max_steps", steps)) // 2)
     readout = LayerReadoutIBA(model, model.get_submodule(LAYER), **of_object)
-    readout.estimate(batches, attribute_to_layer_input=at_input).fit(batches, targets="predictions", **of_fit)
+    readout.estimate(estimated or batches, attribute_to_layer_input=at_input)
+    readout.fit(batches, targets="predictions", **of_fit)
     return readout
 
 
@@ -322,11 +323,15 @@ def test_the_model_is_left_alone(loaded, file):
 
 
 @pytest.mark.parametrize(("room", "rows"), [(19, 16), (5, 4), (1, 1)])
-def test_out_of_memory_it_is_trained_on_smaller_batches(room, rows):
-    """Batches are halved until memory suffices, and the training is that on the smaller ones from its start."""
-    model, seen = toy_cnn(), []
+@pytest.mark.parametrize("where", ["both", "training"])
+def test_out_of_memory_it_is_trained_on_smaller_batches(room, rows, where, monkeypatch):
+    """Batches are halved until memory suffices, for the statistics, or for the training alone, which needs more; the
+    training is that on the smaller ones from its start."""
+    model, seen, trainings = toy_cnn(), [], fits(monkeypatch)
 
     def refuse(_module, inputs):
+        if where == "training" and not trainings:
+            return
         seen.append(len(inputs[0]))
         if seen[-1] > room:
             raise torch.OutOfMemoryError(f"no room for {seen[-1]} rows")
@@ -335,7 +340,8 @@ def test_out_of_memory_it_is_trained_on_smaller_batches(room, rows):
     explain = built(QUICK, model, rows=16)
     handle.remove()
     pieces = [piece for batch in BATCHES for piece in torch.split(batch, rows)]
-    assert torch.equal(explain(IMAGES, torch.tensor([0, 1, 2])), by_hand(QUICK, pieces).attribute(IMAGES))
+    wanted = by_hand(QUICK, pieces, estimated=BATCHES if where == "training" else pieces).attribute(IMAGES)
+    assert torch.equal(explain(IMAGES, torch.tensor([0, 1, 2])), wanted)
     assert max(seen) > room >= seen[-1]
 
 
