@@ -13,6 +13,7 @@ from torch import nn
 
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba._processes import process_group, rank
+from captum_iba.attr._readout_file import layer_of
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare, registered_methods
 from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS
@@ -122,7 +123,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a trained readout, which joins the methods; without it LayerReadoutIBA, if asked for, is trained on "
-        "--calibrate. Default with --demo: the embedded one",
+        "--calibrate. With --demo the embedded one stands in, and joins --methods paper",
     )
     parser.add_argument(
         "--max-examples-per-batch", type=int, metavar="N", help="rows at once, default: what runs fastest"
@@ -157,6 +158,8 @@ def _baseline(text: str) -> str | float:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print the table and write the report."""
+    if options.readout is not None:
+        layer_of(options.readout)  # a file that is none is a mistake, before anything is computed
     with process_group():
         device = _device(options.device)
         subject = _demo(options) if options.demo else _photos(options)

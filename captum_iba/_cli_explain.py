@@ -13,9 +13,16 @@ from torch import Tensor, nn
 
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, resize_bits, suggest_layer
+from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
-from captum_iba.errors import InvalidArgumentError, MissingFileError, NotTrainedError, StatisticsError
+from captum_iba.errors import (
+    InvalidArgumentError,
+    MissingFileError,
+    NotTrainedError,
+    ReadoutFileError,
+    StatisticsError,
+)
 from captum_iba.photos import Classifier, load_classifier, read_batches
 from captum_iba.visualization import Heatmap, plot_attributions
 
@@ -59,7 +66,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--learning-rate", type=float, metavar="RATE", help=f"of --train, default: {SHORT_TRAINING['learning_rate']}"
     )
-    parser.add_argument("--beta", type=float, default=10.0, help="weight of the information, default: 10")
+    parser.add_argument("--beta", type=float, help="weight of the information, default: 10")
     parser.add_argument(
         "--output", type=Path, default=Path("iba-explained"), metavar="DIR", help="default: iba-explained"
     )
@@ -75,11 +82,14 @@ def hint(options: argparse.Namespace, error: Exception) -> str:
 def run_explain(options: argparse.Namespace) -> int:
     """Write a picture of each photo's bits and print a line; returns the exit status."""
     _assert_options(options)
-    if options.readout is not None and options.layer is None:
-        options.layer = layer_of(options.readout)
+    trained_for = None if options.readout is None else layer_of(options.readout)
     classifier = load_classifier(options.model, options.weights)
+    if trained_for is not None and trained_for not in dict(classifier.model.named_modules()):
+        raise ReadoutFileError(
+            f"{str(options.readout)!r} is a readout of layer {trained_for!r}, which {options.model} has not."
+        )
     target = None if options.target is None else classifier.class_index(options.target)
-    name, layer = _find_layer(classifier.model, options.layer)
+    name, layer = _find_layer(classifier.model, options.layer or trained_for)
     print(f"{classifier.name}, layer {name}")
     options.output.mkdir(parents=True, exist_ok=True)
     explain = {"iba": _per_sample, "readout": _readout}[options.method](classifier, layer, options)
@@ -112,6 +122,14 @@ def _assert_options(options: argparse.Namespace) -> None:
         )
     if options.train is None and (options.epochs is not None or options.learning_rate is not None):
         raise InvalidArgumentError("--epochs and --learning-rate are for --train FOLDER, which is not there.")
+    if options.readout is not None and options.beta is not None:
+        raise InvalidArgumentError("--beta does not go with --readout FILE, which was trained with a beta of its own.")
+    options.beta = 10.0 if options.beta is None else options.beta
+    assert_beta(options.beta)
+    if options.epochs is not None:
+        assert_integer("epochs", options.epochs)
+    if options.learning_rate is not None:
+        assert_learning_rate(options.learning_rate)
 
 
 def _per_sample(classifier: Classifier, layer: nn.Module, options: argparse.Namespace) -> Explain:

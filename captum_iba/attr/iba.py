@@ -74,7 +74,8 @@ class IBA(Attribution):
         # made anew at each use, because consumers reassign forward_func and layer on this object or on copies of it
         method = copy.copy(self._method)
         method.forward_func, method.layer = self.forward_func, self.layer
-        method.device_ids = None if self.device_ids is None else list(self.device_ids)
+        if self.device_ids is not None:
+            method.device_ids = list(self.device_ids)
         return method
 
     @property
@@ -138,8 +139,8 @@ class IBA(Attribution):
         chosen = sorted({"attr_dim_summation", "return_diagnostics"} & kwargs.keys())
         if chosen:
             raise InvalidArgumentError(
-                f"{chosen} cannot be chosen: IBA returns bits of the input's shape alone. Use LayerIBA(...).attribute, "
-                "and resize_bits for its map."
+                f"{chosen} cannot be chosen: IBA returns bits of the input's shape alone. Use the layer method's "
+                "attribute, and resize_bits for its map."
             )
         method: Any = self.layer_iba
         arguments = (inputs, target, additional_forward_args, attribute_to_layer_input)

@@ -38,7 +38,9 @@ def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None
     names = {module: name for name, module in context.model.named_modules()}
     by_statistics = [*plan.methods, *plan.columns]
     is_fitted = any(getattr(part, "needs_statistics", False) for part in by_statistics)
-    is_calibrated = is_fitted or any(method.is_fitted for method in plan.methods)
+    # what is loaded from a file needs no calibration
+    loaded = {name for name, options in context.options.items() if "path" in options}
+    is_calibrated = is_fitted or any(method.is_fitted and method.name not in loaded for method in plan.methods)
     return {
         "model": name or type(context.model).__name__,
         "weights": _digest(context.model.state_dict().values()),

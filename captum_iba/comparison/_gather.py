@@ -133,7 +133,7 @@ def _info(method: Method, results: Sequence[MethodRecord]) -> MethodInfo:
         n_constant=sum(result.is_constant for result in results),
         seconds=_median([result.seconds for result in results]),
         peak_memory=_median([result.memory for result in results]),
-        fit_seconds=_median([result.fit_seconds for result in results]),
+        fit_seconds=next((result.fit_seconds for result in results if result.fit_seconds is not None), None),
     )
 
 

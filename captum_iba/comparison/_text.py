@@ -190,7 +190,7 @@ def notes(results: Results) -> list[str]:
     trained = [
         f"{info.name} was trained in {number_text(info.fit_seconds, 3)} s, which is not in its seconds an image"
         for info in ran
-        if not math.isnan(info.fit_seconds)
+        if info.fit_seconds is not None
     ]
     costs = (("time", [info.seconds for info in ran]), ("peak memory", [info.peak_memory for info in ran]))
     return [

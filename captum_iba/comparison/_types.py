@@ -28,7 +28,8 @@ class MethodInfo:
         failure (str): the most frequent reason of those; empty without any.
         n_constant (int): examples on which its map is constant, so that it ranks nothing.
         seconds (float): median time of one example's attribution; NaN where it did not run.
-        fit_seconds (float): time spent on training, once for all examples; NaN where nothing is trained.
+        fit_seconds (float or None): time that its training took, statistics apart, also if that was before; None where
+            nothing is trained.
         peak_memory (float): MB above what was in use before, at the most of one example's attribution; the median over
             the examples, as the first one also loads code. NaN where it did not run or where it cannot be measured.
     """
@@ -42,7 +43,7 @@ class MethodInfo:
     n_constant: int = 0
     seconds: float = float("nan")
     peak_memory: float = float("nan")
-    fit_seconds: float = float("nan")
+    fit_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Calibration(Protocol):
         """What tells them from other images."""
 
 
-class _Batches:
+class Batches:
     """The calibration data, as often as they are asked for.
 
     Args:
@@ -48,11 +48,11 @@ class _Batches:
     """
 
     def __init__(self, calibration: Calibration, most: int | None) -> None:
-        self._calibration, self._most = calibration, most
+        self._calibration, self.most = calibration, most
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self._calibration():
-            yield from (batch,) if self._most is None else torch.split(batch, self._most)
+            yield from (batch,) if self.most is None else torch.split(batch, self.most)
 
 
 class Context:
@@ -171,12 +171,12 @@ class Context:
         self.used.add(name)
         return dict(self.options.get(name, {}))
 
-    def fit(self, estimate: Callable[[Iterable[Tensor]], T]) -> T:
+    def fit(self, estimate: Callable[[Batches], T]) -> T:
         """Call ``estimate(batches)`` with the calibration data, in smaller batches where memory runs out."""
         most: int | None = None
         while True:
             try:
-                return estimate(_Batches(self.calibration, most))
+                return estimate(Batches(self.calibration, most))
             except torch.OutOfMemoryError:
                 if most == 1:
                     raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,28 @@ from torch import Tensor, nn
 
 from captum_iba._processes import alone
 from captum_iba.attr import LayerReadoutIBA
+from captum_iba.attr._numbers import is_integer
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
-from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
-from captum_iba.errors import InvalidArgumentError, ReadoutFileError
+from captum_iba.comparison.methods import BITS, Batches, Context, Explainer, Method, add_method
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError, ReadoutFileError
 
 NAME = "LayerReadoutIBA"
 _OF_OBJECT = ("readout_layers", "hidden_channels", "sigma", "initial_alpha", "relu", "align_corners")
 _OF_FIT = tuple(
     name
     for name in inspect.signature(LayerReadoutIBA.fit).parameters
-    if name not in ("self", "train_data", "val_data", "checkpoint", "show_progress", "input_fn", "targets")
+    if name
+    not in (
+        "self",
+        "train_data",
+        "val_data",
+        "checkpoint",
+        "show_progress",
+        "input_fn",
+        "targets",
+        "attribute_to_layer_input",
+    )
 )
 
 
@@ -36,6 +48,8 @@ def _readout(context: Context) -> Explainer:
             f"method_options of {NAME}: {', '.join({**options, **of_object, **of_fit})} cannot be used here; wanted "
             f"path alone, a file of LayerReadoutIBA.save; or any of {', '.join((*_OF_OBJECT, *_OF_FIT))}."
         )
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise InvalidTypeError(f"method_options of {NAME}: path is a {type(path).__name__}; wanted a file's path.")
     if path is not None:
         method: Any = _loaded(context.model, Path(path))
     else:
@@ -62,11 +76,15 @@ def _loaded(model: nn.Module, path: Path) -> LayerReadoutIBA:
 def _train(method: LayerReadoutIBA, context: Context, options: dict[str, Any]) -> None:
     """Statistics and training on the calibration data, whose targets are what the model says of them."""
     sizes: list[int] = []
+    chosen: dict[str, Any] = SHORT_TRAINING | {"seed": context.seed} | options
+
+    def fit(batches: Batches) -> None:
+        warmup = {"warmup_steps": _half_of_the_steps(sizes, batches.most, chosen)} | chosen
+        method.fit(batches, targets="predictions", show_progress=False, **warmup)
+
     with alone(), torch.enable_grad():
         context.fit(lambda batches: method.estimate(_noted(batches, sizes)))
-        chosen: dict[str, Any] = SHORT_TRAINING | {"seed": context.seed} | options
-        chosen.setdefault("warmup_steps", len(sizes) * int(chosen["epochs"]) // 2)
-        context.fit(lambda batches: method.fit(batches, targets="predictions", show_progress=False, **chosen))
+        context.fit(fit)
 
 
 def _noted(batches: Iterable[Tensor], sizes: list[int]) -> Iterator[Tensor]:
@@ -75,6 +93,16 @@ def _noted(batches: Iterable[Tensor], sizes: list[int]) -> Iterator[Tensor]:
     for batch in batches:
         sizes.append(len(batch))
         yield batch
+
+
+def _half_of_the_steps(sizes: Sequence[int], most: int | None, options: Mapping[str, Any]) -> int:
+    n_batches = len(sizes) if most is None else sum(-(-size // most) for size in sizes)
+    epochs: Any = options["epochs"]
+    max_steps: Any = options.get("max_steps")
+    if not is_integer(epochs, 1):  # is refused with the right words later
+        return 0
+    steps = n_batches * int(epochs)
+    return (min(steps, int(max_steps)) if is_integer(max_steps, 1) else steps) // 2
 
 
 add_method(

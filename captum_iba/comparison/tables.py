@@ -195,10 +195,10 @@ def to_dataframe(results: Results) -> Any:
         results (Results): a comparison of M methods in K metrics.
 
     Returns:
-        pandas.DataFrame: (M, 4 * K + 4), indexed by method, in the order asked for. Columns are pairs: ``(metric,
+        pandas.DataFrame: (M, 4 * K + 5), indexed by method, in the order asked for. Columns are pairs: ``(metric,
         "mean")``, ``(metric, "stderr")``, ``(metric, "rank")`` and ``(metric, "n")``, the number of examples with a
-        value; then ``("seconds", "")``, ``("peak memory", "")`` in MB, ``("failed examples", "")`` and ``("reason",
-        "")``, empty where the method ran.
+        value; then ``("seconds", "")``, ``("peak memory", "")`` in MB, ``("training seconds", "")``, ``("failed
+        examples", "")`` and ``("reason", "")``, empty where the method ran.
 
     Raises:
         MissingDependencyError: pandas is not installed.

@@ -23,8 +23,6 @@ HIDDEN = (128, 128)
 EPOCHS, _LEARNING_RATE = 20, 1e-3
 BETA = 10.0
 _CALIBRATION, _TRAINING, _HELD_OUT, _BATCH = 2000, 3200, 500, 64
-# half of the training: ten classes are easily given up, if beta is as large as that from the start
-_WARMUP = EPOCHS * _TRAINING // _BATCH // 2
 # not the seed of the canvases that the network itself was trained on, nor of those that the demo explains
 _TRAINING_SEED, _HELD_OUT_SEED = 7_000_000, 1
 
@@ -87,7 +85,8 @@ def train(
         learning_rate=_LEARNING_RATE,
         beta=beta,
         max_steps=max_steps,
-        warmup_steps=_WARMUP,
+        # ten classes are easily given up, if beta is as large as that from the start
+        warmup_steps=epochs * _TRAINING // _BATCH // 2,
         checkpoint=checkpoint,
         seed=seed,
         show_progress=show_progress,

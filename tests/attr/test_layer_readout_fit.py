@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_iba.attr import LayerReadoutIBA
 from captum_iba.attr._training_data import stream_seed
+from captum_iba.errors import CaptumIBAWarning
 from tests.literal import normal, small_cnn
 
 READ = ("2", "5", "8")
@@ -353,3 +354,18 @@ def test_a_warmup_of_no_steps_changes_nothing():
     weights = [weights_of(ready(small_cnn()).fit(labelled(), warmup_steps=n, **SHORT)) for n in (0, 0, 2)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_a_training_without_effect_says_so():
+    """Where more than half of the first information still passes at the end, fit warns, with what to do."""
+    with pytest.warns(CaptumIBAWarning, match=r"still lets \d+ % .*larger one"):
+        ready(small_cnn()).fit(labelled(), epochs=1, show_progress=False)
+
+
+def test_a_closed_bottleneck_says_so():
+    """Where the accuracy through the bottleneck is far below the model's, fit warns, with what to do."""
+    model = small_cnn()
+    x = normal(120, 3, 10, 10, seed=4)
+    data = [(part, model(part).argmax(dim=1)) for part in x.split(40)]
+    with pytest.warns(CaptumIBAWarning, match=r"most of the decision is lost.*smaller beta.*warmup_steps"):
+        ready(model).fit(data, data, epochs=20, beta=1e6, learning_rate=0.1, show_progress=False)
