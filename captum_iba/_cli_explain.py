@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, resize_bits, suggest_layer
 from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate
-from captum_iba.attr._readout_file import layer_of
+from captum_iba.attr._readout_file import layer_of, training_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.errors import (
     InvalidArgumentError,
@@ -86,7 +86,8 @@ def run_explain(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.model, options.weights)
     if trained_for is not None and trained_for not in dict(classifier.model.named_modules()):
         raise ReadoutFileError(
-            f"{str(options.readout)!r} is a readout of layer {trained_for!r}, which {options.model} has not."
+            f"{str(options.readout)!r} is of another network: a readout of layer {trained_for!r}, which "
+            f"{options.model} has not."
         )
     target = None if options.target is None else classifier.class_index(options.target)
     name, layer = _find_layer(classifier.model, options.layer or trained_for)
@@ -165,7 +166,7 @@ def _readout(classifier: Classifier, layer: nn.Module, options: argparse.Namespa
             beta=options.beta,
             targets="predictions",
             checkpoint=path,
-            warmup_steps=len(photos) * int(chosen["epochs"]) // 2,
+            warmup_steps=_warmup_steps(path, len(photos) * int(chosen["epochs"])),
             **chosen,
         )
         last = readout.history.training[-1]
@@ -184,6 +185,12 @@ def _find_layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
             f"layer={name!r} is not in the model; its children are {children}, and dotted names reach further in."
         )
     return name, modules[name]
+
+
+def _warmup_steps(path: Path, steps: int) -> int:
+    """Half of the training, or what a training that goes on had."""
+    before = training_of(path) if path.is_file() else None
+    return steps // 2 if before is None else int(before["warmup_steps"])
 
 
 class _Writer:

@@ -20,6 +20,7 @@ from captum_iba.photos import load_classifier
 CLASSIFIER, LAYER = "squeezenet1_1", "features.7"
 NUMBER = r"(\d\.\d+)"
 LINE = rf"(\S+): (.+) \((\d+)\), p = {NUMBER} \({NUMBER} through the bottleneck\), (\d+) bits -> (\S+)"
+WARMUP = 3  # half of three epochs of two batches
 TRAINING = ("--epochs", 3, "--learning-rate", 1e-3, "--beta", 1)
 
 
@@ -57,7 +58,9 @@ def by_hand(photos, squeezenet_weights):
     images = [classifier.preprocess(Image.open(photos / f"{number}.png").convert("RGB")) for number in range(10)]
     batches = torch.stack(images).split(8)
     readout = LayerReadoutIBA(classifier.model, classifier.model.get_submodule(LAYER)).estimate(batches)
-    readout.fit(batches, targets="predictions", epochs=3, learning_rate=1e-3, beta=1.0, show_progress=False)
+    readout.fit(
+        batches, targets="predictions", epochs=3, learning_rate=1e-3, beta=1.0, warmup_steps=WARMUP, show_progress=False
+    )
     return classifier, readout, batches[0][:2]
 
 
@@ -160,7 +163,7 @@ def test_a_finished_training_is_used(photos, squeezenet_weights, tmp_path, file,
     assert len(begun) == 1
     capsys.readouterr()
     assert explain(photos, squeezenet_weights, tmp_path, "--train", photos, "--epochs", 4, "--beta", 1) == 2
-    assert "learning_rate: 0.001 there, 1e-05 here" in capsys.readouterr().err
+    assert "learning_rate: 0.001 there, 0.002 here" in capsys.readouterr().err
 
 
 def test_photos_that_cannot_be_read(photos, squeezenet_weights, tmp_path, file, capsys):
@@ -214,7 +217,7 @@ def test_what_does_not_go_together_is_refused(options, words, tmp_path, capsys):
         (("--train", "missing"), ["missing", "folder"]),
         (("--train", "PHOTOS", "--epochs", "0"), ["epochs=0"]),
         (("--train", "PHOTOS", "--learning-rate", "-1"), ["learning_rate=-1"]),
-        (("--readout", PATH), ["stage2", "features"]),
+        (("--readout", PATH), ["of another network", "stage2"]),
         (("--readout", PATH, "--layer", LAYER), ["of another network"]),
         (("--readout", "OTHER"), ["does not hold a readout"]),
     ],

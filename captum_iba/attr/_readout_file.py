@@ -185,6 +185,19 @@ def layer_of(path: Path) -> str:
         return str(read.content["sites"][0]["layer"])
 
 
+def training_of(path: Path) -> dict[str, Any] | None:
+    """Arguments of the training in a checkpoint; None for a file without one.
+
+    Raises:
+        MissingFileError: no such file.
+        ReadoutFileError: a damaged file, or one of another kind.
+    """
+    read = _open(path)
+    with _damage_explained(path):
+        configuration = read.content["configuration"]
+        return None if configuration is None else dict(configuration)
+
+
 def _open(path: Path) -> _Read:
     if not path.is_file():
         raise MissingFileError(f"No readout at {str(path)!r}. Write one with save(path).")

@@ -92,7 +92,7 @@ def test_vectors_have_no_place_on_the_input():
 
 def test_arguments_that_would_change_the_shape_are_refused(iba):
     """The shape is the input's; asking for another says which method to use."""
-    with pytest.raises(InvalidArgumentError, match="attr_dim_summation.*LayerIBA"):
+    with pytest.raises(InvalidArgumentError, match="attr_dim_summation.*the layer method's"):
         iba.attribute(normal(1, 3, 10, 10), target=1, attr_dim_summation=False)
 
 

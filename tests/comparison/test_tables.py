@@ -151,7 +151,7 @@ def test_dataframe(results):
     """One row a method in the order asked for, with mean, error, rank and number of examples."""
     frame = to_dataframe(results)
     assert list(frame.index) == ["IBA", "A|B", "LRP"]
-    assert frame.shape == (3, 4 * 3 + 4)
+    assert frame.shape == (3, 4 * 3 + 5)
     assert frame.loc["IBA", "up"].tolist() == [2.0, pytest.approx(3**-0.5), 1.0, 3]
     assert frame.loc["LRP", "down"].tolist() == [1.5, pytest.approx(0.5), 1.0, 2]
     assert frame.loc["A|B", ("up", "n")] == 0 and np.isnan(frame.loc["A|B", ("up", "mean")])
