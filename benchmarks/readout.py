@@ -120,11 +120,29 @@ def photos(options: argparse.Namespace) -> None:
     x, y = cropped(paths, classifier), torch.tensor([int(path.name.split("_")[0]) for path in paths])
     held_out = torch.arange(len(paths)) % 4 == 3
     layer = classifier.model.get_submodule(options.layer)
-    readout = LayerReadoutIBA(classifier.model, layer, hidden_channels=tuple(options.hidden_channels))
-    readout.estimate(x[~held_out].split(20), per="channel")
-    training = DataLoader(TensorDataset(x[~held_out], y[~held_out]), options.batch, shuffle=True)
+    readout = LayerReadoutIBA(
+        classifier.model,
+        layer,
+        readout_layers=options.readout_layers,
+        hidden_channels=tuple(options.hidden_channels),
+        sigma=options.sigma,
+        relu=options.relu,
+    )
+    # each photo and its mirror image
+    seen, classes = torch.cat([x[~held_out], x[~held_out].flip(3)]), y[~held_out].repeat(2)
+    readout.estimate(seen.split(20), per="channel")
+    training = DataLoader(TensorDataset(seen, classes), options.batch, shuffle=True)
     held = DataLoader(TensorDataset(x[held_out], y[held_out]), 25)
-    readout.fit(training, held, options.epochs, options.learning_rate, options.beta, checkpoint=options.checkpoint)
+    readout.fit(
+        training,
+        held,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        beta=options.beta,
+        warmup_steps=options.warmup_steps,
+        targets="predictions",
+        checkpoint=options.checkpoint,
+    )
     print(f"trained in {readout.history.seconds:.0f} s on {int((~held_out).sum())} photos")
     for measures in readout.history.validation:
         print_measures(f"epoch {measures.epoch}", measures)
@@ -218,11 +236,16 @@ def main() -> None:
     of_photos.add_argument("--layer", default="features.9")
     of_photos.add_argument("--boxes", type=Path, required=True, help="folder with images and annots (Pascal VOC)")
     of_photos.add_argument("--boxes-target", default="predicted", help="their class; default: the predicted one")
-    of_photos.add_argument("--hidden-channels", type=int, nargs=2, default=[32, 32])
+    # the logits of classes with a single photo each are learned by heart
+    of_photos.add_argument("--readout-layers", nargs="+", default=["features.9", "features.10", "features.12"])
+    of_photos.add_argument("--hidden-channels", type=int, nargs=2, default=[256, 256])
+    of_photos.add_argument("--sigma", type=float, default=2.0)
+    of_photos.add_argument("--no-relu", dest="relu", action="store_false")
     of_photos.add_argument("--batch", type=int, default=15)
-    of_photos.add_argument("--epochs", type=int, default=30)
+    of_photos.add_argument("--epochs", type=int, default=8)
     of_photos.add_argument("--learning-rate", type=float, default=1e-3)
     of_photos.add_argument("--beta", type=float, default=10.0)
+    of_photos.add_argument("--warmup-steps", type=int, default=80)
     of_photos.add_argument("--checkpoint", type=Path, help="file to keep the training in")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -20,7 +20,7 @@ from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS
 from captum_iba.comparison.dataset import ExampleSet, TensorExamples
 from captum_iba.comparison.methods import find_methods
 from captum_iba.comparison.readout_method import NAME as READOUT
-from captum_iba.errors import DeviceError, InvalidArgumentError
+from captum_iba.errors import DeviceError, InvalidArgumentError, ReadoutFileError
 from captum_iba.photos import load_classifier, photos_in
 
 _OF_PHOTOS = {
@@ -158,11 +158,15 @@ def _baseline(text: str) -> str | float:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print the table and write the report."""
-    if options.readout is not None:
-        layer_of(options.readout)  # a file that is none is a mistake, before anything is computed
+    trained_for = None if options.readout is None else layer_of(options.readout)
     with process_group():
         device = _device(options.device)
         subject = _demo(options) if options.demo else _photos(options)
+        if trained_for is not None and trained_for not in dict(subject.model.named_modules()):
+            raise ReadoutFileError(
+                f"{str(options.readout)!r} is of another network: a readout of layer {trained_for!r}, which "
+                f"{subject.name} has not."
+            )
         options.output.mkdir(parents=True, exist_ok=True)
         report = compare(
             subject.model.to(device),

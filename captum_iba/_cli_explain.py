@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
-from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, resize_bits, suggest_layer
+from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, TrainingHistory, resize_bits, suggest_layer
 from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate
 from captum_iba.attr._readout_file import layer_of, training_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
@@ -159,7 +159,9 @@ def _readout(classifier: Classifier, layer: nn.Module, options: argparse.Namespa
         path = options.output / "readout.safetensors"
         chosen = {"epochs": options.epochs, "learning_rate": options.learning_rate}
         chosen = SHORT_TRAINING | {name: value for name, value in chosen.items() if value is not None}
-        if not path.is_file():  # its statistics would be used anyway
+        if path.is_file():
+            print(f"captum-iba: {path} is there and is gone on with; another --output trains anew.", file=sys.stderr)
+        else:
             readout.estimate(photos, show_progress=True)
         readout.fit(
             photos,
@@ -169,8 +171,7 @@ def _readout(classifier: Classifier, layer: nn.Module, options: argparse.Namespa
             warmup_steps=_warmup_steps(path, len(photos) * int(chosen["epochs"])),
             **chosen,
         )
-        last = readout.history.training[-1]
-        print(f"readout: {last.bits:.0f} bits, accuracy {last.accuracy:.3f} on the last batch of training: {path}")
+        _print_training(readout.history, len(photos), path)
     return lambda x, y: readout.attribute(x, target=y, return_diagnostics=True)
 
 
@@ -185,6 +186,14 @@ def _find_layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
             f"layer={name!r} is not in the model; its children are {children}, and dotted names reach further in."
         )
     return name, modules[name]
+
+
+def _print_training(history: TrainingHistory, n_batches: int, path: Path) -> None:
+    latest = history.training[-n_batches:]
+    n = sum(each.n for each in latest)
+    bits = sum(each.bits * each.n for each in latest) / n
+    accuracy = sum((each.accuracy or 0.0) * each.n for each in latest) / n
+    print(f"readout after {len(history.training)} steps: {bits:.0f} bits, accuracy {accuracy:.3f}: {path}")
 
 
 def _warmup_steps(path: Path, steps: int) -> int:

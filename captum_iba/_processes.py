@@ -1,4 +1,4 @@
-"""One comparison over several processes, with torch.distributed."""
+"""Work of several processes, with torch.distributed."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"captum-iba: {error}. Choose another --output.", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("captum-iba: interrupted; what is written stays.", file=sys.stderr)
+        print("captum-iba: interrupted; what is written stays, and the same command goes on with it.", file=sys.stderr)
         return 130
     return status
 

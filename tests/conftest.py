@@ -8,6 +8,8 @@ FILTERS = (
     "error::captum_iba.errors.CaptumIBAWarning",
     "ignore:The feature statistics come from:captum_iba.errors.CaptumIBAWarning",
     "ignore:The trained bottleneck still lets:captum_iba.errors.CaptumIBAWarning",
+    "ignore:Through the trained bottleneck:captum_iba.errors.CaptumIBAWarning",
+    "ignore:The training ended after:captum_iba.errors.CaptumIBAWarning",
 )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 # Beyond this, squares of gradients overflow in Adam's float32.
 _LARGEST = 1e12
@@ -52,6 +54,17 @@ def assert_learning_rate(learning_rate: Any) -> None:
 def assert_initial_alpha(initial_alpha: Any) -> None:
     """Refuse a start whose sigmoid means nothing."""
     assert_number("initial_alpha", initial_alpha, lambda value: abs(value) <= 1e4, "from -1e4 to 1e4")
+
+
+def as_path(value: Any) -> Path:
+    """A path from what a user passed as one.
+
+    Raises:
+        InvalidTypeError: no path.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise InvalidTypeError(f"The path is a {type(value).__name__}; wanted a string or a pathlib.Path.")
+    return Path(value)
 
 
 def assert_sigma(sigma: Any) -> None:

@@ -15,6 +15,9 @@ from captum_iba.bottleneck.replay import Site
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.errors import InvalidTypeError, LayerReusedError, MismatchedArgumentsError, StatisticsError
 
+AT_INPUT, BOTTLENECK_ONLY = " (input)", " (not read)"
+"""Endings of names of statistics: of the layer's input, and of a bottleneck that is not read itself."""
+
 
 class ReadoutCollector:
     """Finds the layers at the first batch, and merges the statistics of batch after batch.
@@ -93,7 +96,11 @@ class ReadoutCollector:
         if not self._collectors:  # says so
             Collector(self._site, self._per, None, self._max_examples, []).result()
         statistics = {site: collector.result() for site, collector in self._collectors.items()}
-        return Readout(self._site, self._sources, statistics, self._settings)
+        sources = self._sources
+        if isinstance(self._readout_layers, str):  # the same for all inputs says nothing
+            sources = [source for source in sources if source == self._site or bool(statistics[source].active.any())]
+            statistics = {site: statistics[site] for site in dict.fromkeys([self._site, *sources])}
+        return Readout(self._site, sources, statistics, self._settings)
 
 
 def _assert_batch_first(site: Site, features: Tensor, own: Tensor) -> None:
@@ -130,15 +137,16 @@ def as_readout(
             "LayerReadoutIBA.statistics gives them. Use load(path) for a file."
         )
     names = names_of(modules)
-    by_name = {name: module for module, name in names.items()}
-    chosen = list(statistics) if isinstance(readout_layers, str) else readout_layers
-    unknown = [name for name in statistics if name not in by_name]
+    own = next((name for name in statistics if name.endswith((AT_INPUT, BOTTLENECK_ONLY))), None)
+    read = [name for name in statistics if name != own]
+    unknown = [name for name in read if name not in names.values()]
     if unknown:
         raise StatisticsError(f"statistics has {unknown}, which are no modules of the model; wanted its dotted names.")
-    sources = _sites_of(find_readout_layers(list(chosen), site.layer, modules, []), site, modules)
+    chosen = read if isinstance(readout_layers, str) else list(readout_layers)
+    sources = _sites_of(find_readout_layers(chosen, site.layer, modules, []), site, modules)
     found = {}
     for each in dict.fromkeys([site, *sources]):
-        name = names.get(each.layer, "")
+        name = own if each == site and own is not None else name_of(each, names)
         if name not in statistics:
             raise StatisticsError(
                 f"statistics has none of {each.name}, found {list(statistics)}. Call estimate(data) with the same "
@@ -146,3 +154,10 @@ def as_readout(
             )
         found[each] = statistics[name]
     return Readout(site, sources, found, settings)
+
+
+def name_of(site: Site, names: Mapping[nn.Module, str]) -> str:
+    """A site's name among a readout's statistics."""
+    # layers out of sight have no names
+    name = names.get(site.layer, f"{type(site.layer).__name__} at {id(site.layer):x}")
+    return f"{name}{AT_INPUT}" if site.at_input else name

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from captum_iba._captum import TargetType
 from captum_iba._warn import Warner
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._layout import count_far, warn_if_far
-from captum_iba.attr._numbers import assert_integer
-from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
+from captum_iba.attr._objective import Objective, output_tensor
 from captum_iba.attr._problem import Arguments, Problem
 from captum_iba.attr._readout import Readout
 from captum_iba.attr.diagnostics import IBADiagnostics
@@ -47,24 +48,25 @@ class Reader:
         readout (Readout): trained.
         forward (Forward): the forward pass.
         warner (Warner): remembers the warnings given.
-        internal_batch_size (int, optional): most rows at once.
+        arguments (Arguments): the call's numbers.
+        name (str): of the progress bar; empty for none.
     """
 
-    def __init__(self, readout: Readout, forward: Forward, warner: Warner, internal_batch_size: int | None) -> None:
-        if internal_batch_size is not None:
-            assert_integer("internal_batch_size", internal_batch_size)
+    def __init__(self, readout: Readout, forward: Forward, warner: Warner, arguments: Arguments, name: str) -> None:
         self._readout, self._forward, self._warner = readout, forward, warner
-        self._rows = internal_batch_size
+        self._arguments, self._name = arguments, name
+        self._rows = arguments.internal_batch_size
+        self._objective = partial(Objective, arguments.objective, class_dim=arguments.class_dim, warner=warner)
+        self._objective(target=None)  # refuses an unknown objective, with or without a target
         self._n_far, self._n = 0, 0
 
-    def explain(
-        self, target: TargetType, objective: ObjectiveType, class_dim: int, sum_channels: bool, keep_mask: bool
-    ) -> Explained:
+    def explain(self, target: TargetType, sum_channels: bool, keep_mask: bool) -> Explained:
         """Bits of the whole batch; the target is only checked."""
         rows = self._forward.n_examples if self._rows is None else self._rows
         parts: list[Explained] = []
         outputs = []
-        for forward in self._forward.parts(rows):
+        n_parts = -(-self._forward.n_examples // rows)
+        for forward in tqdm(self._forward.parts(rows), self._name, n_parts, disable=not self._name):
             reading = self._read(forward, to_the_end=target is not None)
             features = dict(zip(self._readout.sites, reading.features, strict=True))
             outputs.append(reading.output)
@@ -74,8 +76,9 @@ class Reader:
                 parts.append(self._predict(rows_of, sum_channels, keep_mask))
         warn_if_far(self._n_far, self._n, self._readout.site, self._warner)
         if target is not None:
-            checked = Objective(objective, target, class_dim, self._warner)
-            checked.check(torch.cat([output_tensor(output) for output in outputs]), self._forward.n_examples)
+            self._objective(target=target).check(
+                torch.cat([output_tensor(output) for output in outputs]), self._forward.n_examples
+            )
         masks = [_tensors(part.mask) for part in parts if part.mask is not None]
         mask = Mask(*(torch.cat(values) for values in zip(*masks, strict=True))) if masks else None
         return Explained(torch.cat([part.bits for part in parts]), mask, parts[0].inactive_share)
@@ -115,32 +118,12 @@ class Reader:
             )
         return Explained(bits, mask if keep_mask else None, 1.0 - float(active.float().mean()))
 
-    def diagnose(
-        self,
-        explained: Explained,
-        modules: list[nn.Module],
-        target: TargetType,
-        objective: ObjectiveType,
-        class_dim: int,
-        n_samples: int,
-        seed: int,
-    ) -> IBADiagnostics:
+    def diagnose(self, explained: Explained, modules: list[nn.Module], target: TargetType) -> IBADiagnostics:
         """What the model makes of noisy copies through the mask."""
-        readout = self._readout
-        arguments = Arguments(
-            beta=0.0,
-            n_steps=1,
-            n_samples=n_samples,
-            learning_rate=1.0,
-            sigma=readout.settings.sigma,
-            initial_alpha=readout.settings.initial_alpha,
-            channel_dim=readout.channel_dim,
-            internal_batch_size=None if self._rows is None else max(self._rows, self._forward.n_examples),
-            objective=objective,
-            class_dim=class_dim,
-            seed=seed,
-            relu=readout.settings.relu,
-        )
+        readout, rows = self._readout, self._rows
+        # as in LayerIBA, a copy of the batch is never cut
+        rows = None if rows is None else max(rows, self._forward.n_examples)
+        arguments = replace(self._arguments, internal_batch_size=rows)
         problem = Problem(
             arguments=arguments,
             forward=self._forward,

@@ -6,8 +6,9 @@ file with the optimiser's state and the position in the data beside it.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from captum_iba._files import write_atomically
 from captum_iba._processes import from_all, rank
+from captum_iba._warn import Warner
 from captum_iba.attr._readout import Readout, ReadoutSettings
 from captum_iba.attr._readout_layers import shown, site_of
 from captum_iba.attr.training_history import TrainingHistory
@@ -126,6 +128,7 @@ def write_readout(
             tensors |= {f"optimizer.{index}.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
     for number, generator in enumerate([] if position is None else position.generators):
         tensors[f"generator.{number}"] = generator
+    tensors |= {f"history.{name}": table for name, table in readout.history.to_tensors().items()}
     content = _content(readout, names) | {
         "configuration": configuration,
         "position": None if position is None else [position.epoch, position.batch, position.step],
@@ -148,10 +151,22 @@ def _content(readout: Readout, names: Mapping[nn.Module, str]) -> dict[str, Any]
             for site in readout.sites
         ],
         "sources": [readout.sites.index(source) for source in readout.sources],
+        "weights": weights_digest(names),
         "settings": asdict(readout.settings),
         "widths": None if network is None else [len(network.first_bias), network.second.out_features],
-        "history": readout.history.to_dict(),
+        "seconds": readout.history.seconds,
+        "steps": len(readout.history.training),
+        "validations": len(readout.history.validation),
     }
+
+
+def weights_digest(modules: Iterable[nn.Module]) -> str:
+    """Tells a network's weights from others: a digest of all parameters' values."""
+    digest = hashlib.sha256()
+    for parameter in dict.fromkeys(parameter for module in modules for parameter in module.parameters()):
+        values = parameter.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def shapes_of(module: nn.Module) -> dict[str, list[int]]:
@@ -204,13 +219,14 @@ def _open(path: Path) -> _Read:
     return _parse(path, path.read_bytes())
 
 
-def read_readout(path: Path, site: Site, names: Mapping[nn.Module, str]) -> Readout:
+def read_readout(path: Path, site: Site, names: Mapping[nn.Module, str], warner: Warner) -> Readout:
     """Read a readout for a layer of this model.
 
     Args:
         path (Path): a file written by :func:`write_readout`.
         site (Site): of the bottleneck.
         names (Mapping[nn.Module, str]): of the model's modules.
+        warner (Warner): says if the network's weights are others than in training.
 
     Returns:
         Readout: as it was written.
@@ -228,7 +244,14 @@ def read_readout(path: Path, site: Site, names: Mapping[nn.Module, str]) -> Read
         readout = Readout(site, sources, statistics, _settings(read.content["settings"]))
         if read.content["widths"] is not None:
             readout.network = _network(read, readout)
-        readout.history = TrainingHistory.from_dict(read.content["history"])
+        readout.history = _history(read)
+        weights = str(read.content["weights"])
+    if weights != weights_digest(names):
+        warner.once(
+            ("weights", str(path)),
+            f"{str(path)!r} was trained for other weights of this network (or in another precision), so its masks may "
+            "not suit it; the bits stay an upper bound for the statistics they were made with. Train it for these.",
+        )
     return readout
 
 
@@ -263,8 +286,15 @@ def read_checkpoint(path: Path | None, configuration: Mapping[str, Any], readout
     with _damage_explained(path):
         statistics = _statistics(read, readout.sites)
         network = _network(read, Readout(readout.site, readout.sources, statistics, readout.settings))
-        history = TrainingHistory.from_dict(read.content["history"])
+        history = _history(read)
         return Checkpoint(network, statistics, history, _position(read), _optimizer_state(read, network))
+
+
+def _history(read: _Read) -> TrainingHistory:
+    history = TrainingHistory.from_tensors(read.part("history"), read.content["seconds"])
+    if (len(history.training), len(history.validation)) != (read.content["steps"], read.content["validations"]):
+        raise ValueError("a history of another length")
+    return history
 
 
 def _settings(content: dict[str, Any]) -> ReadoutSettings:

@@ -19,7 +19,7 @@ from captum_iba.attr._model import device_of, reachable
 from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate, is_integer
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._readout import Readout
-from captum_iba.attr._readout_file import Position
+from captum_iba.attr._readout_file import Position, weights_digest
 from captum_iba.attr._readout_layers import names_of
 from captum_iba.attr._training import Schedule, Trainer, evaluate
 from captum_iba.attr._training_data import Batches, Targets
@@ -181,6 +181,8 @@ def _configuration(readout: Readout, arguments: FitArguments, names: dict[nn.Mod
         "objective": _described(arguments.objective),
         "class_dim": arguments.class_dim,
         "seed": arguments.seed,
+        "mixed_precision": arguments.mixed_precision,
+        "weights of the model": weights_digest(names),
     }
 
 

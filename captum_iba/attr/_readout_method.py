@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +22,9 @@ from captum_iba.attr._calibration import (
     warn_of_few,
 )
 from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
+from captum_iba.attr._numbers import as_path
 from captum_iba.attr._readout import DEFAULT_HIDDEN, HiddenChannels, Readout, ReadoutSettings
-from captum_iba.attr._readout_calibration import ReadoutCollector, as_readout
+from captum_iba.attr._readout_calibration import AT_INPUT, BOTTLENECK_ONLY, ReadoutCollector, as_readout, name_of
 from captum_iba.attr._readout_file import read_readout, write_readout
 from captum_iba.attr._readout_layers import ReadoutLayers, assert_readout_layers, names_of
 from captum_iba.attr.training_history import TrainingHistory
@@ -68,7 +68,9 @@ class ReadoutMethod(LayerAttribution):
         self._settings = ReadoutSettings(hidden_channels, sigma, initial_alpha, relu, align_corners)
         self._state = _State()
         if statistics is not None:
-            site, modules = self._locate(False)
+            site, modules = self._locate(
+                isinstance(statistics, Mapping) and any(name.endswith(AT_INPUT) for name in statistics)
+            )
             self._keep(as_readout(statistics, site, modules, readout_layers, self._settings))
 
     @classmethod
@@ -83,7 +85,10 @@ class ReadoutMethod(LayerAttribution):
         if readout is None:
             return None
         names = names_of(self._locate(readout.site.at_input)[1])
-        return {_key(site, names): readout.statistics[site] for site in readout.sites}
+        keys = {site: name_of(site, names) for site in readout.sites}
+        if readout.site not in readout.sources and not readout.site.at_input:
+            keys[readout.site] += BOTTLENECK_ONLY
+        return {keys[site]: readout.statistics[site] for site in readout.sites}
 
     @property
     def history(self) -> TrainingHistory:
@@ -165,7 +170,7 @@ class ReadoutMethod(LayerAttribution):
         readout = self._current()
         if readout is None:
             raise StatisticsError("There is nothing to save. Call estimate(data) and fit(train_data) first.")
-        write_readout(Path(path), readout, names_of(self._locate(readout.site.at_input)[1]))
+        write_readout(as_path(path), readout, names_of(self._locate(readout.site.at_input)[1]))
 
     def load(self: Self, path: str | os.PathLike[str], attribute_to_layer_input: bool = False) -> Self:
         """Read what :meth:`save` wrote, or a checkpoint of :meth:`fit`.
@@ -182,7 +187,7 @@ class ReadoutMethod(LayerAttribution):
             ReadoutFileError: a damaged file, or one for another network, layer or side.
         """
         site, modules = self._locate(attribute_to_layer_input)
-        self._keep(read_readout(Path(path), site, names_of(modules)))
+        self._keep(read_readout(as_path(path), site, names_of(modules), self._state.warner))
         return self
 
     def channel_dim(self, attribute_to_layer_input: bool = False) -> int:
@@ -215,16 +220,14 @@ class ReadoutMethod(LayerAttribution):
 
     def _trained(self, site: Site) -> Readout:
         readout = self._state.readouts.get((site.layer, site.at_input))
+        if readout is not None and readout.network is None:
+            raise NotTrainedError(
+                f"There are statistics, but no trained network, for the {site.side} of {site.name}. Call "
+                "fit(train_data), or load(path) of a file written after that."
+            )
         if readout is None or readout.network is None:
             raise NotTrainedError(
                 f"There is no trained readout for the {site.side} of {site.name}. Call estimate(data) and "
                 "fit(train_data), or load(path); LayerIBA needs no training."
             )
         return readout
-
-
-def _key(site: Site, names: Mapping[nn.Module, str]) -> str:
-    """A site's name among :attr:`LayerReadoutIBA.statistics`."""
-    # layers out of sight have no names
-    name = names.get(site.layer, f"{type(site.layer).__name__} at {id(site.layer):x}")
-    return f"{name} (input)" if site.at_input else name

@@ -17,16 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from captum_iba._processes import rank, world_size
-from captum_iba.attr._readout import Observation, Readout
+from captum_iba.attr._readout import Readout
 from captum_iba.attr._readout_file import Position, assert_writable, read_checkpoint, write_readout
 from captum_iba.attr._training_data import Batch, Batches, stream_seed
-from captum_iba.attr._training_step import Pass, agree
+from captum_iba.attr._training_step import Pass, agreed
 from captum_iba.attr.training_history import Measures, TrainingHistory
-from captum_iba.bottleneck.replay import Recording
 from captum_iba.errors import NonFiniteError
 
-# Below this share of the model's accuracy, over at least so many examples, the map explains another decision.
-_CLOSED, _ENOUGH = 0.3, 100
+# Below this share of the model's accuracy, over at least so many examples, or so few bits, too much is lost.
+_LOSSY, _ENOUGH, _NOTHING = 0.85, 100, 0.1
 # Above this share of the first information there was hardly any training.
 _OPEN = 0.5
 # Share of beta that a warm-up starts with.
@@ -175,7 +174,9 @@ class Trainer:
                 self._step(batch)
                 bar.update()
                 latest = self._history.training[-1]
-                bar.set_postfix(objective=f"{latest.objective:.4g}", bits=f"{latest.bits:.4g}", refresh=False)
+                shown = {"objective": latest.objective, "bits": latest.bits, "accuracy": latest.accuracy}
+                texts = {name: f"{value:.4g}" for name, value in shown.items() if value is not None}
+                bar.set_postfix(texts, refresh=False)
                 if position.step % schedule.checkpoint_every == 0:
                     self._save()
         except NonFiniteError as error:
@@ -190,7 +191,8 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         start, position = time.perf_counter(), self._position
         self._optimizer.zero_grad(set_to_none=True)
-        recording, seen = self._see(batch)
+        with agreed(self._like.device):
+            recording, seen = self._pass.see(batch)
         noise = stream_seed(self._schedule.seed, "training noise", position.step)
         beta = self._schedule.beta_at(position.step)
         sums = self._pass.forward(batch, recording, seen, self._module, noise, beta)
@@ -205,40 +207,40 @@ class Trainer:
             self._history.seconds += time.perf_counter() - start
             self._when_ready()
 
-    def _see(self, batch: Batch) -> tuple[Recording, Observation]:
-        """The pass without noise; if it fails for one process's rows, no process goes on."""
-        found, reason = None, ""
-        try:
-            found = self._pass.see(batch)
-        except NonFiniteError as error:
-            reason = str(error)
-        agree(reason, self._like.device)
-        assert found is not None
-        return found
-
     def _warn_of_the_outcome(self) -> None:
         """A bottleneck that lets nothing through says nothing, and one that was hardly trained lets everything."""
+        schedule, warner, steps = self._schedule, self._pass.warner, self._position.step
         records = self._history.validation[-1:] or self._history.training[-_LATEST:]
+        first = self._history.training[0].bits
+        if steps < schedule.warmup_steps:
+            warner.once(
+                "warmup",
+                f"The training ended after {steps} of {schedule.warmup_steps} warmup_steps, at beta = "
+                f"{schedule.beta_at(steps):.3g} instead of {schedule.beta:.3g}. Pass fewer of them: half the steps.",
+            )
+        elif schedule.beta > 0 and first > 0 and records[-1].bits > _OPEN * first:
+            warner.once(
+                "open",
+                f"The trained bottleneck still lets {100 * records[-1].bits / first:.0f} % of the information pass "
+                f"that it let pass at the start: learning_rate={schedule.learning_rate:g} is small for so short a "
+                f"training (steps: {steps}). Train longer, or raise it.",
+            )
+        self._warn_if_closed(records)
+
+    def _warn_if_closed(self, records: list[Measures]) -> None:
         n = sum(each.n for each in records)
         bits = sum(each.bits * each.n for each in records) / n
-        share = bits / self._history.training[0].bits
-        if share > _OPEN:
-            self._pass.warner.once(
-                "open",
-                f"The trained bottleneck still lets {100 * share:.0f} % of the information pass that it let pass at "
-                f"the start: {self._position.step} steps are few for learning_rate={self._schedule.learning_rate:g}. "
-                "Train longer, or with a larger one (1e-3 for some hundred steps, with half of them as warmup_steps).",
-            )
-        if n < _ENOUGH or records[-1].accuracy is None:  # an objective of the user's own
-            return
         through = sum((each.accuracy or 0.0) * each.n for each in records) / n
         own = sum((each.model_accuracy or 0.0) * each.n for each in records) / n
-        if through < _CLOSED * own:
+        # without accuracy the objective is one of the user's own
+        is_lossy = n >= _ENOUGH and records[-1].accuracy is not None and through < _LOSSY * own
+        if is_lossy or bits < _NOTHING:
+            way = "a smaller learning_rate" if self._schedule.warmup_steps else "warmup_steps, half of the training's"
             self._pass.warner.once(
                 "closed",
-                f"Through the trained bottleneck the accuracy is {through:.2f}, against {own:.2f} without it: most of "
-                f"the decision is lost, at {bits:.0f} bits. A smaller beta keeps more; where the bottleneck closed "
-                "altogether, pass warmup_steps, half the steps of the training for a start.",
+                f"Through the trained bottleneck the accuracy is {through:.2f}, against {own:.2f} without it, at "
+                f"{bits:.3g} bits: part of the decision is lost, and the map says nothing of it. A smaller beta keeps "
+                f"more; where the bottleneck closed altogether, {way} may keep it open.",
             )
 
     def _validate(self) -> None:
@@ -272,7 +274,8 @@ def evaluate(
     total, states = None, data.generator_states()
     with torch.no_grad():
         for index, batch in enumerate(data.epoch(seed, 0)):
-            recording, seen = run.see(batch)
+            with agreed(next(network.parameters()).device):
+                recording, seen = run.see(batch)
             noise = stream_seed(seed, "validation noise", index)
             sums = run.forward(batch, recording, seen, network, noise)
             total = sums if total is None else total + sums

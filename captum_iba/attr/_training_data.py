@@ -179,8 +179,8 @@ class Batches:
         if not isinstance(found, Tensor):
             raise InvalidTypeError(
                 f"{self._name} has no labels: found {type(found).__name__} in a {type(batch).__name__}. Wanted batches "
-                "(inputs, labels) or mappings with 'labels'; or pass targets='predictions', or a function batch -> "
-                "labels."
+                "(inputs, labels) or mappings with 'labels', and val_data as the second argument; or pass "
+                "targets='predictions', or a function batch -> labels."
             )
         targets: Tensor = found
         return targets

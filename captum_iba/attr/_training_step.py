@@ -23,7 +23,15 @@ from captum_iba.bottleneck.reading import watch
 from captum_iba.bottleneck.readout import noisy_features
 from captum_iba.bottleneck.replay import Recording, ReplayFailed, run_with
 from captum_iba.bottleneck.tail import same_output, without_checkpointing
-from captum_iba.errors import GradientModeError, InvalidArgumentError, NonFiniteError, TargetError, TargetIndexError
+from captum_iba.errors import (
+    CaptumIBAError,
+    DeviceError,
+    GradientModeError,
+    InvalidArgumentError,
+    NonFiniteError,
+    TargetError,
+    TargetIndexError,
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,10 @@ class Pass:
             NonFiniteError: something became NaN or infinite; the message says what came first.
         """
         own = output_tensor(recording.output)
-        targets = self._targets(batch, own)
-        objective = Objective(self._objective, targets, self._class_dim, self.warner)
-        objective.check(own, batch.n)
+        with agreed(own.device):
+            targets = self._targets(batch, own)
+            objective = Objective(self._objective, targets, self._class_dim, self.warner)
+            objective.check(own, batch.n)
         train = beta is not None
         with torch.set_grad_enabled(train):
             alpha = self._readout.alpha(seen, network)
@@ -125,7 +134,8 @@ class Pass:
             )
             with self._run(batch, recording, z.to(seen.dtype)) as output:
                 rows, nats = objective(output, 1), nats.flatten(1)
-                agree(_what_is_not_finite(alpha, nats, output, rows), rows.device)
+                with agreed(rows.device):
+                    _assert_finite(alpha, nats, output, rows)
                 if beta is not None:
                     self._backward(batch, rows, beta * nats.mean(dim=1), leaf, alpha)
         hits = [torch.zeros_like(rows), torch.zeros_like(rows)]
@@ -142,7 +152,13 @@ class Pass:
             return targets
         if not -own.ndim < self._class_dim < own.ndim:
             raise InvalidArgumentError(
-                f"class_dim={self._class_dim} is no axis of the model's output of shape {list(own.shape)}."
+                f"class_dim={self._class_dim} is no axis of the model's output of shape {list(own.shape)}. For outputs "
+                "without classes pass objective, a function (output, targets) -> one loss a row, and targets."
+            )
+        if own.shape[self._class_dim] == 1:
+            raise InvalidArgumentError(
+                f"The model's output of shape {list(own.shape)} has a single class, whose softmax is constant. Pass "
+                "objective, a function (output, targets) -> one loss a row, such as binary cross-entropy with logits."
             )
         if targets is None:
             return own.argmax(dim=self._class_dim)
@@ -152,10 +168,12 @@ class Pass:
                 "each example, integers of shape (N,). For others pass objective, a function (output, targets) -> one "
                 "loss a row."
             )
-        if int(targets.min()) < 0:
+        lowest, highest = int(targets.min()), int(targets.max())
+        if lowest < 0 or highest >= own.shape[self._class_dim]:
             raise TargetIndexError(
-                f"The targets hold {int(targets.min())}; wanted class indices from 0. Leave examples without a class "
-                "out of the data."
+                f"The targets go from {lowest} to {highest}; wanted class indices from 0 to "
+                f"{own.shape[self._class_dim] - 1}, as the model's output has shape {list(own.shape)}. Look at the "
+                "labels, and leave examples without a class out of the data."
             )
         return targets.long()
 
@@ -239,8 +257,8 @@ def _relu(z: Tensor) -> Tensor:
     return z.relu().clone()
 
 
-def _what_is_not_finite(alpha: Tensor, nats: Tensor, output: Tensor, rows: Tensor) -> str:
-    """What became NaN first; empty if nothing did."""
+def _assert_finite(alpha: Tensor, nats: Tensor, output: Tensor, rows: Tensor) -> None:
+    """Say what became NaN first."""
     causes = (
         (alpha, "the readout network's output", "A smaller learning_rate usually helps."),
         (nats, "the information", "Features lie too far from the statistics' mean; look at the data's scaling."),
@@ -249,20 +267,27 @@ def _what_is_not_finite(alpha: Tensor, nats: Tensor, output: Tensor, rows: Tenso
     )
     for values, what, advice in causes:
         if not torch.isfinite(values).all():
-            return f"{what} became NaN or infinite. {advice}"
-    return ""
+            raise NonFiniteError(f"{what} became NaN or infinite. {advice}")
 
 
-def agree(reason: str, device: torch.device) -> None:
-    """Stop in all processes if one of them has a reason to, before they wait for each other.
+@contextmanager
+def agreed(device: torch.device) -> Iterator[None]:
+    """Stop in all processes if one of them fails inside, instead of waiting for it.
 
     Raises:
-        NonFiniteError: with the reason, where it is known.
+        CaptumIBAError: this process's own, or that of being stopped by another one.
     """
-    stopped = bool(reason)
+    error: CaptumIBAError | None = None
+    try:
+        yield
+    except CaptumIBAError as own:
+        error = own
+    stopped = error is not None
     if world_size() > 1:
         flag = torch.full((1,), float(stopped), device=device)
         dist.all_reduce(flag)
         stopped = bool(flag)
+    if error is not None:
+        raise error
     if stopped:
-        raise NonFiniteError(reason or "something became NaN or infinite in another process.")
+        raise DeviceError("Another process stopped; its message says why.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ from captum_iba._captum import TargetType, log_usage
 from captum_iba.attr._calibration import InputFn, on_device
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._model import evaluation_mode, exclusive, reachable, unwrap_parallel
+from captum_iba.attr._numbers import as_path
 from captum_iba.attr._objective import ObjectiveType
+from captum_iba.attr._problem import Arguments
 from captum_iba.attr._readout import Readout
 from captum_iba.attr._readout_call import Reader
 from captum_iba.attr._readout_file import read_readout
@@ -32,8 +33,9 @@ class LayerReadoutIBA(ReadoutMethod):
 
     Where :class:`LayerIBA` searches a mask for each example, this is trained once for all, to keep the decisions of a
     data set with little information; an explanation then costs one forward pass. As the mask comes from the features
-    alone, it does not depend on the target: the bits are those for the network's decision. The per-sample bottleneck
-    scores better in the paper's comparisons, at a hundred times the cost.
+    alone, it does not depend on the target: the bits are those for the network's decision. It has to be sure of what it
+    closes, so its totals are larger than LayerIBA's at the same layer and do not compare with them. In the paper the
+    per-sample bottleneck scores better, at the cost of a hundred model executions.
 
     :meth:`estimate`, then :meth:`fit`, then :meth:`attribute`. The analysed network is never changed. Where the
     bottleneck has no positions (vectors), maps are averaged before they are read; vectors that are read (logits) say
@@ -45,8 +47,9 @@ class LayerReadoutIBA(ReadoutMethod):
         device_ids (Sequence[int], optional): as in Captum; more than one device is refused. Default: None.
         readout_layers ("auto" or Sequence[nn.Module or str], optional): what the network reads, as modules or dotted
             names; the model itself, or ``""``, stands for its output. ``"auto"``: the first layer with weights of each
-            resolution from ``layer`` on, the last one, and the logits if the model returns a module's output as it is;
-            for ResNet-50 and VGG-16 these are the paper's. Default: ``"auto"``.
+            resolution from ``layer`` on, the last one, others at even distances if these are fewer than four, and the
+            logits if the model returns a module's output as it is; for ResNet-50 and VGG-16 these are the paper's.
+            Layers without variation are left out. Default: ``"auto"``.
         statistics (Mapping[str, FeatureStatistics], optional): by layer, from another object's :attr:`statistics`.
             Default: None.
         hidden_channels (Sequence[int] or "published", optional): widths between the network's three convolutions;
@@ -130,7 +133,8 @@ class LayerReadoutIBA(ReadoutMethod):
             targets ("labels", "predictions" or Callable, optional): what the decision is: labels of the data, what the
                 model itself predicts, or ``targets(batch) -> (N,)``. Default: ``"labels"``, as in the paper.
             checkpoint (str or PathLike, optional): a file to write the training to, and to go on from if it is there.
-                Epochs and max_steps may then be others; statistics are the checkpoint's. Default: None.
+                Epochs and max_steps may then be others; statistics are the checkpoint's, and the data, which are not
+                compared, should be the same. Default: None.
             show_progress (bool, optional): show a progress bar over the steps. Default: True.
             input_fn (Callable, optional): as for :meth:`LayerIBA.estimate`. Default: None.
             attribute_to_layer_input (bool, optional): a bottleneck at the layer's input. Default: False.
@@ -182,11 +186,11 @@ class LayerReadoutIBA(ReadoutMethod):
             class_dim=class_dim,
             objective=objective,
         )
-        path = None if checkpoint is None else Path(checkpoint)
+        path = None if checkpoint is None else as_path(checkpoint)
         site, modules = self._locate(attribute_to_layer_input)
         readout = self._state.readouts.get((self.layer, attribute_to_layer_input))
         if readout is None and path is not None and path.is_file():
-            readout = read_readout(path, site, names_of(modules))
+            readout = read_readout(path, site, names_of(modules), self._state.warner)
         if readout is None:
             raise StatisticsError(
                 f"There are no feature statistics of the {site.side} of {site.name} and of the layers that are read. "
@@ -263,6 +267,7 @@ class LayerReadoutIBA(ReadoutMethod):
         n_samples: int = 10,
         objective: ObjectiveType = None,
         seed: int = 0,
+        show_progress: bool = False,
         class_dim: int = 1,
     ) -> Tensor | tuple[Tensor, IBADiagnostics]:
         r"""Return the information that passes the trained bottleneck, in bits.
@@ -277,12 +282,14 @@ class LayerReadoutIBA(ReadoutMethod):
             attribute_to_layer_input (bool, optional): the bottleneck at the layer's input. Default: False.
             attr_dim_summation (bool, optional): sum the bits over the channels, keeping the axis. False returns the
                 layer's full shape. Default: True, as in LayerGradCam.
-            internal_batch_size (int, optional): most rows that go through the model at once. Default: None, all.
+            internal_batch_size (int, optional): most rows that go through the model at once; for the diagnostics at
+                least the number of examples, as in :class:`LayerIBA`. Default: None, all.
             return_diagnostics (bool, optional): return ``(bits, IBADiagnostics)``, with the target's probability over
                 noisy copies, which takes further passes. Default: False.
             n_samples (int, optional): noisy copies of an example for the diagnostics. Default: 10.
             objective (str or Callable, optional): as in :meth:`LayerIBA.attribute`, for the diagnostics. Default: None.
             seed (int, optional): of the diagnostics' noise. Default: 0.
+            show_progress (bool, optional): show a progress bar over the parts of the batch. Default: False.
             class_dim (int, optional): axis of the classes in the output. Default: 1, as in Captum.
 
         Returns:
@@ -311,7 +318,23 @@ class LayerReadoutIBA(ReadoutMethod):
         with torch.inference_mode(False):  # the diagnostics look at which tensors were changed
             arguments = on_device((inputs, additional_forward_args), None)
             forward = Forward(forward_func, *arguments, needs_gradient=False)
-        reader = Reader(self._trained(site), forward, self._state.warner, internal_batch_size)
+        settings = self._trained(site).settings
+        numbers = Arguments(
+            beta=0.0,
+            n_steps=1,
+            n_samples=n_samples,
+            learning_rate=1.0,
+            sigma=settings.sigma,
+            initial_alpha=settings.initial_alpha,
+            channel_dim=self.channel_dim(attribute_to_layer_input),
+            internal_batch_size=internal_batch_size,
+            objective=objective,
+            class_dim=class_dim,
+            seed=seed,
+            relu=settings.relu,
+        )
+        name = f"{self.get_name()} attribution" if show_progress else ""
+        reader = Reader(self._trained(site), forward, self._state.warner, numbers, name)
         with (
             torch.inference_mode(False),
             exclusive(to_switch),
@@ -319,8 +342,8 @@ class LayerReadoutIBA(ReadoutMethod):
             torch.autocast(forward.device_type, enabled=False),
             torch.no_grad(),
         ):
-            explained = reader.explain(target, objective, class_dim, attr_dim_summation, return_diagnostics)
+            explained = reader.explain(target, attr_dim_summation, return_diagnostics)
             bits = explained.bits.contiguous()
             if not return_diagnostics:
                 return bits
-            return bits, reader.diagnose(explained, modules, target, objective, class_dim, n_samples, seed)
+            return bits, reader.diagnose(explained, modules, target)

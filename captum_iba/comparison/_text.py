@@ -188,7 +188,7 @@ def notes(results: Results) -> list[str]:
     ]
     columns = [line for metric in results.metrics if ran for line in _column_notes(results, metric.name)]
     trained = [
-        f"{info.name} was trained in {number_text(info.fit_seconds, 3)} s, which is not in its seconds an image"
+        f"training {info.name} took {number_text(info.fit_seconds, 3)} s, which is not in its seconds an image"
         for info in ran
         if info.fit_seconds is not None
     ]

@@ -74,8 +74,8 @@ def compare(
         gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map.
         statistics (FeatureStatistics, optional): of ``layer``. Default: None: from ``calibration``.
         calibration (Iterable, optional): batches of images, or tuples that begin with them, which can be iterated
-            again: for the statistics, for PatternAttribution, and to train LayerReadoutIBA on. Default: None: up to
-            1000 of the data set's own images, with a warning.
+            again: for the statistics, for PatternAttribution, and to train LayerReadoutIBA on (in each process for
+            itself). Default: None: up to 1000 of the data set's own images, with a warning.
         method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``: those
             of Captum's ``attribute``, of ``fit`` for PatternAttribution, ``epsilon`` for LRP, and for LayerReadoutIBA
             ``path``, a file of a trained one, or those of its constructor and ``fit``. Default: None.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from captum_iba.attr import LayerIBA, suggest_layer
 from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._calibration_batches import Batches, Calibration
 from captum_iba.comparison._types import Baseline
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._baselines import make_baselines
@@ -26,33 +27,6 @@ Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 NO_UNIT = "relevance, no unit"
 BITS = "bits per pixel"
-
-
-class Calibration(Protocol):
-    """Images to fit on."""
-
-    def __call__(self) -> Iterable[Tensor]:
-        """Batches (B, C, H, W)."""
-
-    @property
-    def summary(self) -> str:
-        """What tells them from other images."""
-
-
-class Batches:
-    """The calibration data, as often as they are asked for.
-
-    Args:
-        calibration (Callable): the data.
-        most (int, optional): most images of a batch.
-    """
-
-    def __init__(self, calibration: Calibration, most: int | None) -> None:
-        self._calibration, self.most = calibration, most
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self._calibration():
-            yield from (batch,) if self.most is None else torch.split(batch, self.most)
 
 
 class Context:

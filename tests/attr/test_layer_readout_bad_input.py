@@ -309,9 +309,9 @@ TABLE = {
     "one label for all": Bad(
         fit(labels(torch.tensor(1))), E.MismatchedArgumentsError, ("4 inputs", r"\[\]", "one each")
     ),
-    "label too large": Bad(fit(labels([0, 1, 2, 3])), E.TargetIndexError, ("index 3", "size 3", "Wanted")),
-    "label below 0": Bad(fit(labels([0, 1, 2, -1])), E.TargetIndexError, ("-1", "wanted class indices")),
-    "label below 0, one example": Bad(fit(labels([-1], 1)), E.TargetIndexError, ("-1", "wanted class indices")),
+    "label too large": Bad(fit(labels([0, 1, 2, 3])), E.TargetIndexError, ("to 3", "from 0 to 2")),
+    "label below 0": Bad(fit(labels([0, 1, 2, -1])), E.TargetIndexError, ("from -1", "wanted class indices")),
+    "label below 0, one example": Bad(fit(labels([-1], 1)), E.TargetIndexError, ("from -1", "wanted class indices")),
     "labels of two axes": Bad(fit(labels(torch.zeros(4, 1).long())), E.TargetError, (r"\[4, 1\]",)),
     "NaN in the data": Bad(
         fit(lambda: [(poisoned(NAN)(), [0, 1])]), E.NonFiniteError, ("train_data holds NaN or infinity", "Clean")
@@ -372,7 +372,7 @@ TABLE = {
         other_pixels, E.StatisticsError, (r"\(4, 6, 6\)", "'conv'", r"\(4, 8, 8\)", "per='channel'")
     ),
     "nothing to evaluate": Bad(evaluate(list), E.InvalidArgumentError, ("data has 0 batches", "wanted")),
-    "evaluate with too large a label": Bad(evaluate(labels([0, 1, 2, 9])), E.TargetIndexError, ("index 9", "Wanted")),
+    "evaluate with too large a label": Bad(evaluate(labels([0, 1, 2, 9])), E.TargetIndexError, ("to 9", "from 0 to 2")),
     "evaluate beta": argument(evaluate, "beta", -1.0, "at least 0"),
     # files
     "nothing to save": Bad(

@@ -13,6 +13,7 @@ from torch import nn
 
 from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
 from captum_iba.errors import (
+    CaptumIBAWarning,
     InvalidArgumentError,
     MissingFileError,
     NotTrainedError,
@@ -324,6 +325,7 @@ def test_a_file_of_any_other_length_is_refused(tmp_path, files):
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**19), st.floats(), st.text(max_size=3), st.just([]))
 
 
+@pytest.mark.filterwarnings("ignore:.*trained for other weights")
 @settings(max_examples=300, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_content_of_any_kind_is_read_or_refused(tmp_path, files, data):
@@ -434,3 +436,30 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_first_step(tm
     with pytest.raises(MissingFileError, match="does not exist; create it first"):
         make(model).fit(batches(), checkpoint=tmp_path / "missing" / "checkpoint", **FIT)
     assert not passes
+
+
+def test_other_weights_of_the_same_network_are_noticed(tmp_path):
+    """A file loads without a word into the network it was trained for, and with a warning into one of other weights; a
+    training that goes on there is refused."""
+    readout = make(**OPTIONS).fit(batches(), checkpoint=tmp_path / "training", **FIT)
+    readout.save(tmp_path / "file")
+    empty().load(tmp_path / "file")
+    other = network()
+    with torch.no_grad():
+        other[5].weight[0, 0] += 1e-3
+    fresh = make(other, **OPTIONS)
+    with pytest.warns(CaptumIBAWarning, match="other weights of this network"):
+        fresh.load(tmp_path / "file")
+    with pytest.raises(InvalidArgumentError, match="weights of the model"):
+        fresh.fit(batches(), checkpoint=tmp_path / "training", **FIT)
+
+
+def test_a_history_of_a_million_steps_is_a_few_megabytes(tmp_path):
+    """The history is kept in tables, which a file of any length of training can hold."""
+    readout = make(**OPTIONS).fit(batches(), **FIT)
+    first = readout.history.training[0]
+    readout.history.training[:] = [first] * 10**6
+    readout.save(tmp_path / "file")
+    loaded = empty().load(tmp_path / "file")
+    assert len(loaded.history.training) == 10**6 and loaded.history.training[-1] == first
+    assert (tmp_path / "file").stat().st_size < 10**6 * 8 * 8 + 10**5

@@ -401,7 +401,7 @@ def test_what_cannot_be_replayed_is_said():
     """One warning, with the reason."""
     with pytest.warns(CaptumIBAWarning, match="cannot be replayed .Pack returns a Box.* only slower") as given:
         make(Boxes(), inside="inner.").fit(batches(), **FIT)
-    assert len(given) == 1
+    assert sum("replayed" in str(each.message) for each in given) == 1
 
 
 def test_mixed_precision_is_the_models_alone():
