@@ -33,9 +33,8 @@ class LayerReadoutIBA(ReadoutMethod):
 
     Where :class:`LayerIBA` searches a mask for each example, this is trained once for all, to keep the decisions of a
     data set with little information; an explanation then costs one forward pass. As the mask comes from the features
-    alone, it does not depend on the target: the bits are those for the network's decision. It has to be sure of what it
-    closes, so its totals are larger than LayerIBA's at the same layer and do not compare with them. In the paper the
-    per-sample bottleneck scores better, at the cost of a hundred model executions.
+    alone, it does not depend on the target: the bits are those for the network's decision. Totals do not compare with
+    LayerIBA's. In the paper the per-sample bottleneck scores better, at the cost of a hundred model executions.
 
     :meth:`estimate`, then :meth:`fit`, then :meth:`attribute`. The analysed network is never changed. Where the
     bottleneck has no positions (vectors), maps are averaged before they are read; vectors that are read (logits) say

@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_used_is_a_row_with_its_reason(what, file, tmp_pat
         model = toy_cnn()
         LayerReadoutIBA(model, model[3]).estimate(BATCHES).save(path)
     stopped, other = run({"path": path}).results.methods
-    assert ("no trained readout" if what == "statistics alone" else str(path)) in stopped.reason
+    assert ("no trained network" if what == "statistics alone" else str(path)) in stopped.reason
     assert other.reason == ""
 
 
@@ -244,8 +244,8 @@ def test_training_time_is_told(file, trained):
     frame = report.to_dataframe()["training seconds", ""]
     assert frame[NAME] == own.fit_seconds and math.isnan(frame["Random"])
     for text in (str(report), report.to_markdown()):
-        (note,) = [line for line in text.splitlines() if "was trained in" in line]
-        seconds = re.search(rf"{NAME} was trained in (\S+) s, which is not in its seconds an image$", note)[1]
+        (note,) = [line for line in text.splitlines() if f"training {NAME} took" in line]
+        seconds = re.search(rf"training {NAME} took (\S+) s, which is not in its seconds an image$", note)[1]
         assert float(seconds) == pytest.approx(own.fit_seconds, rel=0.01)
 
 
@@ -268,7 +268,7 @@ def test_a_finished_comparison_is_not_trained_again(tmp_path, monkeypatch):
         found = dict(store.execute("SELECT method, fit_seconds FROM results").fetchall())
         assert found == {NAME: first.results.methods[0].fit_seconds, "Random": None}
         store.execute("UPDATE results SET fit_seconds = 77.0 WHERE fit_seconds IS NOT NULL")
-    assert f"{NAME} was trained in 77.0 s" in str(run(store=path))
+    assert f"training {NAME} took 77.0 s" in str(run(store=path))
 
 
 def test_a_resumed_comparison_ends_as_if_never_interrupted(tmp_path):
