@@ -165,6 +165,7 @@ def photos(options: argparse.Namespace) -> None:
         METRICS[:1],
         options.layer,
         statistics=found,
+        calibration=x[~held_out].split(20),
         n_pictures=0,
         show_progress=True,
     )
@@ -207,8 +208,8 @@ def print_report(report: Report) -> None:
 
 def print_measures(name: str, measures: Measures) -> None:
     print(
-        f"{name:12s} loss {measures.loss:.3f}, {measures.bits:.0f} bits, accuracy {measures.accuracy:.3f} through the "
-        f"bottleneck, {measures.model_accuracy:.3f} without, {measures.n} examples",
+        f"{name:12s} objective {measures.objective:.3f}, loss {measures.loss:.3f}, {measures.bits:.0f} bits, accuracy "
+        f"{measures.accuracy:.3f} through the bottleneck, {measures.model_accuracy:.3f} without, {measures.n} examples",
         flush=True,
     )
 

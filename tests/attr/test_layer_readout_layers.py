@@ -71,7 +71,9 @@ def test_layers_are_named_or_passed(readout, cnn, x):
 def test_the_bottlenecks_own_layer_need_not_be_read(cnn, x):
     """The mask may come from other layers alone; the bottleneck's statistics are there all the same, first."""
     readout = trained(cnn, cnn[2], readout_layers=["5"])
-    assert list(readout.statistics) == ["2", "5"]
+    assert list(readout.statistics) == ["2 (not read)", "5"]
+    again = LayerReadoutIBA(cnn, cnn[2], statistics=readout.statistics)
+    assert list(again.statistics) == ["2 (not read)", "5"]
     assert current(readout).network.first[0].shape == (8, 8) and len(current(readout).network.first) == 1
     assert readout.attribute(x).shape == (4, 1, 10, 10)
 
