@@ -53,8 +53,8 @@ class LayerReadoutIBA(ReadoutMethod):
             Default: None.
         hidden_channels (Sequence[int] or "published", optional): widths between the network's three convolutions;
             ``"published"`` is half the channels that are read and twice the bottleneck's, which costs several times as
-            much as the analysed network (``python -m benchmarks.readout``). Default: (128, 128), which costs less than
-            half of it.
+            much as the analysed network. Default: (128, 128), which costs about a third of it (``python -m
+            benchmarks.readout cost``) and is as good on the embedded data (``python -m benchmarks.readout widths``).
         sigma (float, optional): standard deviation of the mask's smoothing, as in :meth:`LayerIBA.attribute`. Default:
             None: 1.0 on grids (paper), off on tokens and vectors.
         initial_alpha (float, optional): of the mask before training. Default: 5.0 (paper), 99.3 % signal.
