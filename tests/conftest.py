@@ -1,3 +1,6 @@
+import signal
+import threading
+
 import pytest
 import torch
 from hypothesis import settings
@@ -14,6 +17,10 @@ FILTERS = (
 
 
 def pytest_configure(config):
+    # started in the background, a shell has interruptions ignored; some tests are about them
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in FILTERS:
         config.addinivalue_line("filterwarnings", line)
 
