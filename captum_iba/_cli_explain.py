@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, TrainingHistory, resize_bits, suggest_layer
 from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate
-from captum_iba.attr._readout_file import layer_of, training_of
+from captum_iba.attr._readout_checkpoint import training_of
+from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.errors import (
     InvalidArgumentError,

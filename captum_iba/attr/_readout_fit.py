@@ -19,7 +19,8 @@ from captum_iba.attr._model import device_of, reachable
 from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate, is_integer
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._readout import Readout
-from captum_iba.attr._readout_file import Position, weights_digest
+from captum_iba.attr._readout_checkpoint import Position
+from captum_iba.attr._readout_format import weights_digest
 from captum_iba.attr._readout_layers import names_of
 from captum_iba.attr._training import Schedule, Trainer, evaluate
 from captum_iba.attr._training_data import Batches, Targets

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from captum_iba._processes import rank, world_size
 from captum_iba.attr._readout import Readout
-from captum_iba.attr._readout_file import Position, assert_writable, read_checkpoint, write_readout
+from captum_iba.attr._readout_checkpoint import Position, read_checkpoint
+from captum_iba.attr._readout_file import assert_writable, write_readout
 from captum_iba.attr._training_data import Batch, Batches, stream_seed
 from captum_iba.attr._training_step import Pass, agreed
 from captum_iba.attr.training_history import Measures, TrainingHistory
