@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -13,7 +14,9 @@ from tqdm.auto import tqdm
 from captum_iba._captum import _format_additional_forward_args, _format_tensor_into_tuples, _run_forward
 from captum_iba._warn import Warner
 from captum_iba.attr._channels import resolve_channel_dim
+from captum_iba.attr._positions import fits, padding_of, real_positions
 from captum_iba.bottleneck.containers import map_tensors
+from captum_iba.bottleneck.reading import follow, read
 from captum_iba.bottleneck.replay import Recording, Site
 from captum_iba.bottleneck.statistics import FeatureStatistics, Kind
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, StatisticsError
@@ -21,9 +24,40 @@ from captum_iba.errors import InvalidArgumentError, InvalidTypeError, Statistics
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 InputFn = Callable[[Any], tuple[Any, Any]]
+PositionMask = Callable[[Any], Tensor]
 Per = Literal["auto", "feature", "channel"]
 LABEL_KEYS = ("labels", "label")
 _FEW_EXAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass that waits to be run.
+
+    Attributes:
+        call (Callable): runs it.
+        mask (Tensor or None): (N, *positions), nonzero where a position is real.
+        is_found (bool): the mask is the model's own attention mask, which need not fit the layer.
+    """
+
+    call: Callable[[], Any]
+    mask: Tensor | None = None
+    is_found: bool = True
+
+    def __call__(self) -> Any:
+        """Run it."""
+        return self.call()
+
+    def real(self, features: Tensor, channel_dim: int, layer_name: str) -> Tensor | None:
+        """The real positions of the layer's features, laid out to broadcast against them; None if all are.
+
+        Raises:
+            InvalidTypeError, InvalidArgumentError: the user's mask does not fit the features.
+        """
+        if self.mask is None or (self.is_found and not fits(self.mask, features.shape, channel_dim)):
+            return None
+        real = real_positions(self.mask, features.shape, channel_dim, layer_name)
+        return None if real is None else real.to(features.device)
 
 
 def forward_calls(
@@ -32,11 +66,18 @@ def forward_calls(
     input_fn: InputFn | None,
     device: torch.device | None,
     with_labels: bool = True,
-) -> Iterator[Callable[[], Any]]:
+    position_mask: PositionMask | None = None,
+) -> Iterator[Pass]:
     """Turn batches, as a DataLoader yields them, into forward passes that wait to be run."""
     for batch in as_batches(data):
-        inputs, additional = arguments_of(batch, input_fn, with_labels)
-        yield forward_call(forward_func, *on_device((inputs, additional), device))
+        inputs, additional = on_device(arguments_of(batch, input_fn, with_labels), device)
+        call = forward_call(forward_func, inputs, additional)
+        if position_mask is not None:
+            yield Pass(call, position_mask(batch), is_found=False)
+            continue
+        is_tuple = isinstance(inputs, (tuple, list))
+        found = inputs if isinstance(inputs, Mapping) or is_tuple else (inputs,)
+        yield Pass(call, padding_of(forward_func, found, _format_additional_forward_args(additional)))
 
 
 def as_batches(data: Any, name: str = "data") -> Iterable[Any]:
@@ -132,16 +173,15 @@ class Collector:
         """Whether max_examples were seen."""
         return self.n_samples >= self._max_examples
 
-    def add(self, call: Callable[[], Any]) -> None:
+    def add(self, call: Pass) -> None:
         """Run one batch as far as the layer and merge its statistics."""
         # what ran before the layer tells where the channels are; once is enough
         recording = Recording.make(self._site, call, self._modules if self.statistics is None else [], to_the_end=False)
-        self.add_features(recording.features, recording.modules_before)
+        self.add_features(recording.features, recording.modules_before, call)
 
-    def add_features(self, features: Tensor, modules_before: Sequence[nn.Module]) -> None:
+    def add_features(self, features: Tensor, modules_before: Sequence[nn.Module], source: Pass) -> None:
         """Merge the statistics of one batch's features; the modules are needed at the first batch only."""
-        features = features[: self._max_examples - self.n_samples]
-        if len(features) == 0:
+        if self.is_full:
             return
         known = None if self.statistics is None else self.statistics.channel_dim
         channel_dim = resolve_channel_dim(
@@ -153,7 +193,11 @@ class Collector:
             self._site.name,
             self._site.at_input,
         )
-        batch = FeatureStatistics.from_features(features, channel_dim, self._kind(features, channel_dim))
+        real = source.real(features, channel_dim, self._site.name)
+        rows = slice(self._max_examples - self.n_samples)
+        kind = "channel" if real is not None and self._per == "auto" else self._kind(features, channel_dim)
+        real = None if real is None else real[rows]
+        batch = FeatureStatistics.from_features(features[rows], channel_dim, kind, real)
         self.statistics = batch if self.statistics is None else self._merge(self.statistics, batch)
 
     def _kind(self, features: Tensor, channel_dim: int) -> Kind:
@@ -181,6 +225,53 @@ class Collector:
         return self.statistics
 
 
+class LayersCollector:
+    """Merges the statistics of several layers from one pass over the data.
+
+    Args:
+        sites (Sequence[Site]): layers and sides, each once.
+        per, channel_dim, max_examples, modules: as for :class:`Collector`.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], per: Per, channel_dim: int | None, max_examples: int, modules: list[nn.Module]
+    ) -> None:
+        self._modules = modules
+        self._collectors = {site: Collector(site, per, channel_dim, max_examples, modules) for site in sites}
+
+    @property
+    def n_samples(self) -> int:
+        """Examples seen."""
+        return next(iter(self._collectors.values())).n_samples
+
+    @property
+    def is_full(self) -> bool:
+        """Whether max_examples were seen."""
+        return next(iter(self._collectors.values())).is_full
+
+    def add(self, call: Pass) -> None:
+        """Run one batch as far as the last layer and merge its statistics."""
+        if len(self._collectors) == 1:
+            next(iter(self._collectors.values())).add(call)
+            return
+        if self.n_samples == 0:
+            order = [entry.module for entry in follow(self._modules, call)]
+            self._before = {
+                site: order[: order.index(site.layer)] if site.layer in order else [] for site in self._collectors
+            }
+        found = read(list(self._collectors), call).features
+        for (site, collector), features in zip(self._collectors.items(), found, strict=True):
+            collector.add_features(features, self._before[site], call)
+
+    def result(self) -> dict[Site, FeatureStatistics]:
+        """The statistics of each layer.
+
+        Raises:
+            StatisticsError: fewer than two examples.
+        """
+        return {site: collector.result() for site, collector in self._collectors.items()}
+
+
 class Collects(Protocol[R]):
     """What batches are streamed into."""
 
@@ -192,7 +283,7 @@ class Collects(Protocol[R]):
     def is_full(self) -> bool:
         """Whether that is enough."""
 
-    def add(self, call: Callable[[], Any]) -> None:
+    def add(self, call: Pass) -> None:
         """Take in one batch."""
 
     def result(self) -> R:
@@ -201,7 +292,7 @@ class Collects(Protocol[R]):
 
 def stream(
     collector: Collects[R],
-    calls: Iterable[Callable[[], Any]],
+    calls: Iterable[Pass],
     keep: Callable[[R], object],
     total: int | None,
     name: str,
@@ -210,7 +301,7 @@ def stream(
 
     Args:
         collector (Collects): takes the batches.
-        calls (Iterable[Callable]): forward passes.
+        calls (Iterable[Pass]): forward passes.
         keep (Callable): is given what there is at an interruption, as nothing computed is to be lost.
         total (int, optional): number of batches, where it is known.
         name (str): of the progress bar; empty for none.

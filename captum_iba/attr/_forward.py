@@ -16,6 +16,7 @@ from captum_iba._captum import (
     _format_tensor_into_tuples,
     _run_forward,
 )
+from captum_iba.attr._positions import padding_of
 from captum_iba.errors import (
     CaptumIBAError,
     GradientModeError,
@@ -62,6 +63,11 @@ class Forward:
             dtype=torch.get_autocast_dtype(self.device_type),
             enabled=torch.is_autocast_enabled(self.device_type),
         )
+
+    @property
+    def padding(self) -> Tensor | None:
+        """The model's own attention mask (N, T) among the arguments, by its name; None where there is none."""
+        return padding_of(self._forward_func, self._inputs, self._additional)
 
     def __call__(self, copies: int) -> Any:
         """Run on ``copies * N`` rows, copy by copy."""

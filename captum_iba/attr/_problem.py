@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,23 @@ from captum_iba.attr._numbers import (
     is_integer,
 )
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
+from captum_iba.attr._positions import ProtectedPositions, find_positions
+from captum_iba.attr._shared_layers import assert_same_positions, read_behind
 from captum_iba.bottleneck.information import Mask, Reference, assert_finite_features, example_reference, normalize
-from captum_iba.bottleneck.optimization import BlockNoise, Noise, Optimized, Settings, optimize, sample_loss, work_dtype
-from captum_iba.bottleneck.replay import Site
+from captum_iba.bottleneck.noise import AnyNoise, BlockNoise, Noise, PlacedNoise, derived_seed
+from captum_iba.bottleneck.optimization import Optimized, Settings, optimize, sample_loss, work_dtype
+from captum_iba.bottleneck.replay import Recording, Site
+from captum_iba.bottleneck.shared import SharedLayer, SharedNoise
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
 from captum_iba.errors import InvalidArgumentError, MismatchedArgumentsError
 
+Granularity: TypeAlias = Literal["element", "token"]
+
 # Rows at once on the CPU: more fall out of its caches.
 _CPU_ROWS = 40
+# Weight of the information where the user names none, see LayerIBA.attribute.
+_BETA: Mapping[Granularity, float] = {"element": 10.0, "token": 10.0}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Arguments:
         InvalidArgumentError: one is out of range.
     """
 
-    beta: float
+    beta: float | None
     n_steps: int
     n_samples: int
     learning_rate: float
@@ -55,9 +64,15 @@ class Arguments:
     class_dim: int
     seed: int | Sequence[int]
     relu: bool = False
+    position_mask: Tensor | None = None
+    protected_positions: ProtectedPositions = None
+    mask_granularity: Granularity = "element"
 
     def __post_init__(self) -> None:
-        assert_beta(self.beta)
+        if self.mask_granularity not in _BETA:
+            raise InvalidArgumentError(f"mask_granularity={self.mask_granularity!r}; wanted 'element' or 'token'.")
+        if self.beta is not None:
+            assert_beta(self.beta)
         assert_learning_rate(self.learning_rate)
         assert_initial_alpha(self.initial_alpha)
         assert_sigma(self.sigma)
@@ -92,7 +107,7 @@ class Arguments:
         # parts of one size: a module before the layer may keep tensors of the size it ran at last
         copies = next(part for part in range(most, 0, -1) if self.n_samples % part == 0)
         return Settings(
-            beta=float(self.beta),
+            beta=_BETA[self.mask_granularity] if self.beta is None else float(self.beta),
             n_steps=int(self.n_steps),
             n_samples=int(self.n_samples),
             learning_rate=float(self.learning_rate),
@@ -112,6 +127,9 @@ class Problem:
         statistics (FeatureStatistics, optional): of the site.
         target: as in Captum.
         warner (Warner): remembers the warnings given.
+        shared (Mapping[Site, FeatureStatistics], optional): further layers that share the mask, and their statistics.
+            Default: none.
+        recording (Recording, optional): of the forward pass, where it is there already. Default: None.
     """
 
     def __init__(
@@ -123,9 +141,12 @@ class Problem:
         statistics: FeatureStatistics | None,
         target: TargetType,
         warner: Warner,
+        shared: Mapping[Site, FeatureStatistics] | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self._arguments, self._forward, self._site, self._modules = arguments, forward, site, modules
-        self._statistics, self._warner = statistics, warner
+        self._statistics, self._warner, self._shared_sites = statistics, warner, shared or {}
+        self._recording = recording
         self._objective = Objective(arguments.objective, target, arguments.class_dim, warner)
         self._settings = arguments.settings(forward.n_examples, forward.device_type, warner)
 
@@ -147,7 +168,9 @@ class Problem:
     def prepare(self) -> None:
         """Run the model once and check all that can be wrong before the first step."""
         try:
-            self._tail = Tail(self._site, self._forward, self._modules, output_tensor, self._warner)
+            self._tail = Tail(
+                self._site, self._forward, self._modules, output_tensor, self._warner, recording=self._recording
+            )
         except (TypeError, RuntimeError, ValueError, IndexError) as error:
             self._forward.explain(error)
             raise
@@ -173,18 +196,41 @@ class Problem:
             self._site.name,
             self._site.at_input,
         )
+        self._positions = find_positions(
+            self._arguments.position_mask,
+            self._forward.padding,
+            self._arguments.protected_positions,
+            self._features,
+            self.channel_dim,
+            self._site.name,
+        )
         self._reference = self._make_reference()
-        self._noise = self._make_noise()
+        self._noise = self._make_noise(tuple(self._features.shape[1:]), self._arguments.seeds)
+        self._blur, self._shared_axis = self._make_blur(), self._make_shared_axis()
+        self._shared = self._make_shared() if self._shared_sites else None
 
     def solve(self, after_step: Callable[[], object]) -> Optimized:
         """Optimise the mask."""
-        shape = tuple(self._features.shape[1:])
-        blur = make_blur(self._arguments.sigma, shape, self.channel_dim, self._site.name, self._warner)
-        return optimize(self._features, self._reference, self._loss, self._settings, self._noise, blur, after_step)
+        return optimize(
+            self._features,
+            self._reference,
+            self._loss,
+            self._settings,
+            self._noise,
+            self._blur,
+            after_step,
+            self._shared_axis,
+            self._shared,
+        )
 
     def loss_through(self, mask: Mask) -> Tensor:
         """Loss of fresh noisy copies through a mask, (n_samples, N)."""
-        return sample_loss(self._features, self._reference, mask, self._loss, self._noise, self._settings)
+        return sample_loss(self._features, self._reference, mask, self._loss, self._noise, self._settings, self._shared)
+
+    def shares(self, mask: Mask) -> Tensor:
+        """Share of signal that passes each element, of the features' shape: all of it where nothing is covered."""
+        lam = mask.lam.expand_as(self._features)
+        return lam if self._reference.exempt is None else lam.masked_fill(self._reference.exempt, 1.0)
 
     def target_probability(self, loss: Tensor) -> Tensor | None:
         """Mean probability of the target over noisy copies, from their loss."""
@@ -196,16 +242,60 @@ class Problem:
         with self._tail.run(z.relu() if self._arguments.relu else z, copies) as output:
             yield self._objective(output, copies)
 
-    def _make_noise(self) -> Noise | BlockNoise:
+    def _make_blur(self) -> Callable[[Tensor], Tensor] | None:
+        shape = tuple(self._features.shape[1:])
+        blur = make_blur(self._arguments.sigma, shape, self.channel_dim, self._site.name, self._warner)
+        if blur is not None and self._positions.exempt is not None:
+            raise InvalidArgumentError(
+                f"sigma={self._arguments.sigma} smooths the mask over positions that position_mask or "
+                "protected_positions leaves out. Pass sigma=0."
+            )
+        return blur
+
+    def _make_shared_axis(self) -> int | None:
+        if self._arguments.mask_granularity == "element":
+            return None
+        if self._features.ndim == 2:
+            raise InvalidArgumentError(
+                f"mask_granularity='token' has no meaning at {self._site.name}, whose features of shape "
+                f"{list(self._features.shape)} have no positions. Choose a layer of tokens, or 'element'."
+            )
+        return self.channel_dim
+
+    def _make_noise(self, shape: tuple[int, ...], seeds: Sequence[int]) -> AnyNoise:
         wide = torch.empty(0, dtype=work_dtype(self._features), device=self._features.device)
-        shape, seeds = tuple(self._features.shape[1:]), self._arguments.seeds
         noises = [Noise(shape, wide, int(seed), is_token_layer(shape, self.channel_dim)) for seed in seeds]
-        return noises[0] if len(seeds) == 1 else BlockNoise(noises, self._forward.n_examples // len(seeds))
+        noise = noises[0] if len(seeds) == 1 else BlockNoise(noises, self._forward.n_examples // len(seeds))
+        place = self._positions.place
+        return noise if place is None else PlacedNoise(noise, place)
+
+    def _make_shared(self) -> SharedNoise:
+        """Noise for further layers, whose positions are those of the bottleneck."""
+        if self._shared_axis is None:
+            raise InvalidArgumentError(
+                "shared_layers share one lambda a token; pass mask_granularity='token' with them."
+            )
+        features = read_behind(self._site, list(self._shared_sites), self._tail, self._forward)
+        layers = []
+        for number, (site, values) in enumerate(features.items(), start=1):
+            assert_same_positions(values, self._features, self.channel_dim, site.name, self._site.name)
+            wide = values.to(work_dtype(self._features))
+            reference = self._shared_sites[site].reference(wide, site.name)
+            seeds = [derived_seed(int(seed), 1, number) for seed in self._arguments.seeds]
+            layers.append(
+                SharedLayer(
+                    site,
+                    replace(reference, exempt=self._positions.exempt),
+                    self._make_noise(tuple(values.shape[1:]), seeds),
+                )
+            )
+        return SharedNoise(layers)
 
     def _make_reference(self) -> Reference:
         wide = self._features.to(work_dtype(self._features))
         if self._statistics is not None:
             reference = self._statistics.reference(wide, self._site.name)
+            reference = replace(reference, exempt=self._positions.exempt)
             normalized = normalize(wide, reference)
             warn_if_far(count_far(normalized), normalized.numel(), self._site, self._warner)
             return reference
@@ -215,4 +305,5 @@ class Problem:
             "statistics per channel stand in. The bits are then no upper bound on information. Call estimate(data) "
             "first.",
         )
-        return example_reference(wide, self.channel_dim)
+        own = example_reference(wide, self.channel_dim, self._positions.real)
+        return replace(own, exempt=self._positions.exempt)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_iba.attr._calibration import Collector, Per
+from captum_iba.attr._calibration import Collector, Pass, Per
 from captum_iba.attr._readout import Readout, ReadoutSettings
 from captum_iba.attr._readout_layers import ReadoutLayers, assert_visible, find_readout_layers, names_of, site_of
 from captum_iba.bottleneck.reading import follow, read
@@ -59,7 +59,7 @@ class ReadoutCollector:
         """Whether max_examples were seen."""
         return self.n_samples >= self._max_examples
 
-    def add(self, call: Callable[[], Any]) -> None:
+    def add(self, call: Pass) -> None:
         """Run one batch as far as the last of the layers and merge their statistics."""
         if not self._sources:
             self._find_layers(call)
@@ -71,7 +71,7 @@ class ReadoutCollector:
                 # the user speaks of the bottleneck's layer, and of others that are laid out alike
                 channel_dim = self._channel_dim if features.ndim == found[0].ndim else None
                 self._collectors[site] = Collector(site, self._per, channel_dim, self._max_examples, self._modules)
-            self._collectors[site].add_features(features, self._before[site])
+            self._collectors[site].add_features(features, self._before[site], call)
 
     def _find_layers(self, call: Callable[[], Any]) -> None:
         assert_visible(self._readout_layers, self._modules)

@@ -23,6 +23,7 @@ from captum_iba.attr._calibration import (
     on_device,
 )
 from captum_iba.bottleneck.containers import leaves_in, map_tensors
+from captum_iba.bottleneck.noise import derived_seed
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError, NonFiniteError
 
 Targets = Literal["labels", "predictions"] | Callable[[Any], Tensor]
@@ -31,8 +32,7 @@ Targets = Literal["labels", "predictions"] | Callable[[Any], Tensor]
 def stream_seed(seed: int, stream: str, index: int) -> int:
     """A seed for one purpose: streams share no numbers."""
     number = {"order": 0, "training noise": 1, "validation noise": 2}[stream]
-    state = np.random.SeedSequence((seed, number, index)).generate_state(1, np.uint64)
-    return int(state[0]) >> 1  # generators take 63 bits
+    return derived_seed(seed, number, index)
 
 
 @dataclass(frozen=True)

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_iba._captum import LayerAttribution, TargetType, log_usage
-from captum_iba._warn import Warner
-from captum_iba.attr._calibration import (
-    Collector,
-    InputFn,
-    Per,
-    assert_calibration_arguments,
-    forward_calls,
-    length_of,
-    stream,
-    warn_of_few,
-)
+from captum_iba._captum import TargetType, log_usage
 from captum_iba.attr._forward import Forward
-from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
+from captum_iba.attr._layer_method import LayerMethod
+from captum_iba.attr._model import evaluation_mode, exclusive, reachable, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
-from captum_iba.attr._problem import Arguments, Problem
+from captum_iba.attr._problem import Arguments, Granularity, Problem
 from captum_iba.attr.diagnostics import IBADiagnostics
-from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidTypeError, StatisticsError
 
 
-@dataclass
-class _State:
-    """What calls leave behind. It is only ever changed in place, so that shallow copies of a method share it.
-
-    Statistics are kept per layer and side, because consumers such as TCAV reassign ``layer`` on the live object.
-    """
-
-    statistics: dict[tuple[nn.Module | None, bool], FeatureStatistics] = field(default_factory=dict)
-    at_input: bool = False
-    warner: Warner = field(default_factory=Warner)
-
-
-class LayerIBA(LayerAttribution):
+class LayerIBA(LayerMethod):
     r"""Information Bottleneck Attribution: the bits each position of a layer gives the decision.
 
     For each example a mask :math:`\lambda` is learned that replaces as much of the layer's features as possible by
@@ -63,12 +36,17 @@ class LayerIBA(LayerAttribution):
         device_ids (Sequence[int], optional): as in Captum; more than one device is refused. Default: None.
         statistics (FeatureStatistics, optional): of the layer's output, from an earlier :meth:`estimate`.
             Default: None.
+        shared_layers (Sequence[torch.nn.Module], optional): further layers of the same positions that run after
+            ``layer`` and get noise of their own through the same mask, so that no single layer has to be chosen. Goes
+            with ``mask_granularity="token"``, and with :meth:`estimate`, which then serves them all. The bits are
+            those that pass ``layer``, which bound the whole range. Default: None.
 
     Raises:
-        InvalidTypeError: statistics of another type.
+        InvalidTypeError: statistics or shared_layers of another type.
 
     Reference:
-        Schulz, Sixt, Tombari, Landgraf: Restricting the Flow: Information Bottlenecks for Attribution, ICLR 2020.
+        Schulz, Sixt, Tombari, Landgraf: Restricting the Flow: Information Bottlenecks for Attribution, ICLR 2020. For
+        ``shared_layers`` Hong et al.: CoIBA, 2025.
 
     Examples::
 
@@ -82,131 +60,6 @@ class LayerIBA(LayerAttribution):
         (torch.Size([2, 1, 8, 8]), True)
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: nn.Module,
-        device_ids: Sequence[int] | None = None,
-        statistics: FeatureStatistics | None = None,
-    ) -> None:
-        if isinstance(device_ids, FeatureStatistics):
-            raise InvalidTypeError("device_ids is a FeatureStatistics; pass it by name: statistics=...")
-        LayerAttribution.__init__(self, forward_func, layer, list(device_ids) if device_ids is not None else None)
-        self._state = _State()
-        if statistics is not None:
-            self._set_statistics(statistics, attribute_to_layer_input=False)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Name for progress bars and tables."""
-        return "Layer IBA"
-
-    @property
-    def statistics(self) -> FeatureStatistics | None:
-        """Statistics of the current layer, on the side estimated or loaded last, else on the other; None before."""
-        by_side = [self._state.statistics.get((self.layer, side)) for side in (False, True)]
-        wanted = by_side[self._state.at_input]
-        return wanted if wanted is not None else by_side[not self._state.at_input]
-
-    def _set_statistics(self, statistics: FeatureStatistics, attribute_to_layer_input: bool) -> None:
-        if not isinstance(statistics, FeatureStatistics):
-            raise InvalidTypeError(
-                f"statistics must be a FeatureStatistics, found {type(statistics).__name__}. "
-                "Use load_statistics(path) for a file."
-            )
-        self._state.at_input = attribute_to_layer_input
-        self._state.statistics[self.layer, attribute_to_layer_input] = statistics
-
-    def estimate(
-        self,
-        data: Iterable[Any],
-        input_fn: InputFn | None = None,
-        max_examples: int = 10_000,
-        per: Per = "auto",
-        attribute_to_layer_input: bool = False,
-        show_progress: bool = False,
-        channel_dim: int | None = None,
-    ) -> LayerIBA:
-        r"""Estimate the mean and deviation of the layer's features, which the noise will have.
-
-        The model runs only as far as the layer, in evaluation mode, without gradient.
-        Interrupted, it keeps the statistics of what it has seen.
-
-        Args:
-            data (Iterable): batches as a DataLoader yields them: tensors; tuples whose first entry is the input (a
-                nested tuple is several inputs), the rest being ignored; or mappings, passed as keyword arguments. A
-                single tensor or mapping is one batch. Data like those to be explained, but not the same examples.
-            input_fn (Callable, optional): ``input_fn(batch) -> (inputs, additional_forward_args)`` for anything else.
-                Default: None.
-            max_examples (int, optional): examples to stop at. Default: 10_000, the published figure.
-            per (str, optional): ``"feature"``: a mean and deviation for each element of the features, as in the paper,
-                which needs inputs of one size; ``"channel"``: pooled over positions; ``"auto"``: per feature on
-                spatial maps of one size and on vectors, else per channel. Default: ``"auto"``.
-            attribute_to_layer_input (bool, optional): the layer's input instead of its output. Default: False.
-            show_progress (bool, optional): show a progress bar. Default: False.
-            channel_dim (int, optional): axis of the channels, see :meth:`attribute`. Default: None, found out.
-
-        Returns:
-            LayerIBA: self.
-
-        Raises:
-            StatisticsError: fewer than two examples, or NaN among the features.
-            InvalidArgumentError: an argument out of range, or an ambiguous channel axis.
-            InvalidTypeError: batches that cannot be understood.
-
-        Examples::
-
-            >>> import torch
-            >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-            >>> loader = [(torch.randn(500, 3), torch.zeros(500)) for _ in range(2)]
-            >>> LayerIBA(model, model[0]).estimate(loader).statistics.std.shape
-            torch.Size([5])
-        """
-        assert_calibration_arguments(max_examples, per)
-        forward_func = unwrap_parallel(self.forward_func, self.device_ids)
-        site, modules = locate(forward_func, self.layer, attribute_to_layer_input)
-        to_switch = reachable(modules, site.layer)
-        collector = Collector(site, per, channel_dim, max_examples, modules)
-        # statistics made in inference mode could not take part in gradients later
-        with exclusive(to_switch), evaluation_mode(to_switch, self._state.warner), torch.inference_mode(False):
-            statistics = stream(
-                collector,
-                forward_calls(forward_func, data, input_fn, device_of(to_switch)),
-                lambda found: self._set_statistics(found, attribute_to_layer_input),
-                length_of(data),
-                f"{self.get_name()} statistics" if show_progress else "",
-            )
-        warn_of_few(statistics, site, self._state.warner)
-        self._set_statistics(statistics, attribute_to_layer_input)
-        return self
-
-    def save_statistics(self, path: str | os.PathLike[str]) -> None:
-        """Write the current statistics as safetensors.
-
-        Raises:
-            StatisticsError: there are none yet.
-        """
-        if self.statistics is None:
-            raise StatisticsError("There are no statistics to save. Call estimate(data) first.")
-        self.statistics.save(path)
-
-    def load_statistics(self, path: str | os.PathLike[str], attribute_to_layer_input: bool = False) -> LayerIBA:
-        """Read statistics of this layer written by :meth:`save_statistics`.
-
-        Args:
-            path (str or PathLike): the file.
-            attribute_to_layer_input (bool, optional): they belong to the layer's input. Default: False.
-
-        Returns:
-            LayerIBA: self.
-
-        Raises:
-            MissingFileError: no such file.
-            StatisticsFileError: not a statistics file, or a damaged one.
-        """
-        self._set_statistics(FeatureStatistics.load(path), attribute_to_layer_input)
-        return self
-
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -214,7 +67,7 @@ class LayerIBA(LayerAttribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
         attribute_to_layer_input: bool = False,
-        beta: float = 10.0,
+        beta: float | None = None,
         n_steps: int = 10,
         n_samples: int = 10,
         learning_rate: float = 1.0,
@@ -228,6 +81,9 @@ class LayerIBA(LayerAttribution):
         return_diagnostics: bool = False,
         show_progress: bool = False,
         class_dim: int = 1,
+        position_mask: Tensor | None = None,
+        mask_granularity: Granularity = "element",
+        protected_positions: Tensor | Sequence[int] | None = None,
     ) -> Tensor | tuple[Tensor, IBADiagnostics]:
         r"""Learn each example's bottleneck and return the information that passes it, in bits.
 
@@ -238,8 +94,8 @@ class LayerIBA(LayerAttribution):
             additional_forward_args (Any, optional): as in Captum. Default: None.
             attribute_to_layer_input (bool, optional): put the bottleneck at the layer's input. Default: False.
             beta (float, optional): weight of the information: factor of the **mean** over the layer's k elements, in
-                nats; the paper writes it as beta/k times the sum. More beta, fewer bits. Default: 10.0 (paper,
-                Table 3).
+                nats; the paper writes it as beta/k times the sum. More beta, fewer bits. Default: None: 10.0 (paper,
+                Table 3); TOKENBETA
             n_steps (int, optional): steps of Adam. Default: 10 (paper).
             n_samples (int, optional): noisy copies of an example at each step. Default: 10 (paper).
             learning_rate (float, optional): of Adam. Default: 1.0 (paper).
@@ -262,6 +118,15 @@ class LayerIBA(LayerAttribution):
             return_diagnostics (bool, optional): return ``(bits, IBADiagnostics)``. Default: False.
             show_progress (bool, optional): show a progress bar over the steps. Default: False.
             class_dim (int, optional): axis of the classes in the output. Default: 1, as in Captum.
+            position_mask (Tensor, optional): (N, T) for tokens, or as long as the features' positions; nonzero where
+                real. The others get neither noise nor bits, and do not count in the mean: a padded batch equals its
+                sentences alone. Default: None: the ``attention_mask`` among the model's arguments, by its name in the
+                signature, where it fits the layer's positions.
+            mask_granularity (str, optional): ``"element"``, a lambda for each element of the features, as in the paper;
+                ``"token"``, one for each position, over all its channels. Default: ``"element"``.
+            protected_positions (Tensor or Sequence[int], optional): positions whose signal passes whole, without bits,
+                such as special tokens: (N, T), nonzero there, or numbers counted among an example's real tokens,
+                ``[0, -1]`` for the first and the last. The total is then no bound on what they pass. Default: None.
 
         Returns:
             *Tensor* of **attributions**: bits, never negative, detached: (N, 1, H, W) for features (N, C, H, W),
@@ -269,8 +134,10 @@ class LayerIBA(LayerAttribution):
             :class:`IBADiagnostics`.
 
         Raises:
-            InvalidArgumentError: an argument out of range, an empty batch, or an ambiguous channel axis.
-            InvalidTypeError: the layer is not one module, or the arguments do not fit the model's signature.
+            InvalidArgumentError: an argument out of range, a mask that does not fit, an empty batch, an ambiguous
+                channel axis, or shared_layers that do not run behind the layer.
+            InvalidTypeError: the layer is not one module, a mask is no tensor, or the arguments do not fit the model's
+                signature.
             LayerNotExecutedError: the forward pass does not run the layer.
             LayerReusedError: it runs the layer more than once.
             NoTensorError, IntegerFeaturesError: the layer has no floating-point features.
@@ -301,9 +168,12 @@ class LayerIBA(LayerAttribution):
             objective=objective,
             class_dim=class_dim,
             seed=seed,
+            position_mask=position_mask,
+            protected_positions=protected_positions,
+            mask_granularity=mask_granularity,
         )
         forward_func = unwrap_parallel(self.forward_func, self.device_ids)
-        site, modules = locate(forward_func, self.layer, attribute_to_layer_input)
+        (site, *shared), modules = self._locate(attribute_to_layer_input)
         problem = Problem(
             arguments=arguments,
             forward=(forward := Forward(forward_func, inputs, additional_forward_args)),
@@ -312,6 +182,7 @@ class LayerIBA(LayerAttribution):
             statistics=self._state.statistics.get((self.layer, attribute_to_layer_input)),
             target=target,
             warner=self._state.warner,
+            shared={other: self._statistics_of(other) for other in shared},
         )
         to_switch = reachable(modules, site.layer)
         with (
@@ -333,7 +204,7 @@ class LayerIBA(LayerAttribution):
             objective=solved.objective,
             information=solved.information,
             target_probability=probability,
-            mask=solved.mask.lam,
+            mask=problem.shares(solved.mask),
             total_bits=bits.flatten(1).sum(dim=1),
             channel_dim=problem.channel_dim,
             inactive_share=problem.inactive_share,

@@ -1,7 +1,8 @@
 """The method, free of Captum: tensors in, tensors out."""
 
 from captum_iba.bottleneck.information import Mask, Reference, kl_divergence, make_mask
-from captum_iba.bottleneck.optimization import Noise, Optimized, Settings, optimize
+from captum_iba.bottleneck.noise import Noise
+from captum_iba.bottleneck.optimization import Optimized, Settings, optimize
 from captum_iba.bottleneck.replay import Recording, Site
 from captum_iba.bottleneck.smoothing import GaussianBlur, gaussian_kernel
 from captum_iba.bottleneck.statistics import FeatureStatistics

@@ -48,23 +48,35 @@ class Mask:
 class Reference:
     """What the noise looks like: the distribution Q(Z) that information is measured against.
 
-    All three tensors broadcast against the features (N, ...).
+    All tensors broadcast against the features (N, ...).
 
     Attributes:
         mean (Tensor): mean of each feature.
         scale (Tensor): standard deviation, floored; positive.
         active (Tensor): bool; False where a feature never varies. Such features transmit nothing: they are set to
             their mean and count zero bits.
+        exempt (Tensor or None): bool; True at positions that the bottleneck leaves alone, such as padding: their
+            features pass as they are and count zero bits. None: nowhere.
     """
 
     mean: Tensor
     scale: Tensor
     active: Tensor
+    exempt: Tensor | None = None
 
     @functools.cached_property
-    def is_active_everywhere(self) -> bool:
-        """Whether there is nothing to leave out."""
-        return bool(self.active.all())
+    def counts(self) -> Tensor | None:
+        """Bool: where information is counted; None: everywhere."""
+        if self.exempt is not None:
+            return self.active & ~self.exempt
+        return None if bool(self.active.all()) else self.active
+
+    def n_covered(self, features: Tensor) -> Tensor:
+        """Number of each example's elements that the bottleneck covers, (N,): the k of the paper."""
+        k = torch.full((len(features),), features[0].numel(), dtype=features.dtype, device=features.device)
+        if self.exempt is None:
+            return k
+        return k - self.exempt.expand_as(features).flatten(1).sum(dim=1)
 
 
 def make_mask(alpha: Tensor, blur: Callable[[Tensor], Tensor] | None = None) -> Mask:
@@ -158,34 +170,37 @@ def assert_finite_features(features: Tensor, layer_name: str = "the layer") -> N
 
 
 def normalize(features: Tensor, reference: Reference, layer_name: str = "the layer") -> Tensor:
-    """Return (features - mean) / scale, zero where the feature is not active.
+    """Return (features - mean) / scale, zero where no information is counted.
 
     Raises:
         NonFiniteError: the features hold a NaN or an infinity.
     """
     assert_finite_features(features, layer_name)
     normalized = (features - reference.mean).div_(reference.scale)
-    return normalized if reference.is_active_everywhere else normalized.masked_fill_(~reference.active, 0.0)
+    return normalized if reference.counts is None else normalized.masked_fill_(~reference.counts, 0.0)
 
 
 def information(mask: Mask, normalized: Tensor, reference: Reference) -> Tensor:
-    """:func:`kl_divergence` in nats, zero where the feature is not active."""
+    """:func:`kl_divergence` in nats, zero where none is counted; of the features' shape."""
     nats = kl_divergence(mask, normalized)
-    return nats if reference.is_active_everywhere else torch.where(reference.active, nats, torch.zeros_like(nats))
+    return nats if reference.counts is None else torch.where(reference.counts, nats, torch.zeros_like(nats))
 
 
 def signal_and_noise_scale(mask: Mask, features: Tensor, reference: Reference) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of Z given the features; Z is ``mean + deviation * standard normal noise``.
 
-    Inactive features have their mean and no deviation. The selection is by ``where``, never by multiplication with a
-    0/1 mask, because NaN * 0 is NaN.
+    Inactive features have their mean, those at exempt positions themselves, and neither a deviation. The selection is
+    by ``where``, never by multiplication with a 0/1 mask, because NaN * 0 is NaN.
     """
     mean = torch.where(reference.active, mask.lam * features + mask.omega * reference.mean, reference.mean)
     deviation = mask.omega * reference.scale
-    return mean, torch.where(reference.active, deviation, torch.zeros_like(deviation))
+    deviation = torch.where(reference.active, deviation, torch.zeros_like(deviation))
+    if reference.exempt is None:
+        return mean, deviation
+    return torch.where(reference.exempt, features, mean), deviation.masked_fill(reference.exempt, 0.0)
 
 
-def example_reference(features: Tensor, channel_dim: int) -> Reference:
+def example_reference(features: Tensor, channel_dim: int, real: Tensor | None = None) -> Reference:
     """Stand-in for missing statistics: each example's own mean and deviation per channel, over its positions.
 
     With a single position all features of the example are pooled.
@@ -193,6 +208,8 @@ def example_reference(features: Tensor, channel_dim: int) -> Reference:
     Args:
         features (Tensor): (N, ...).
         channel_dim (int): axis of the channels, 1 or larger.
+        real (Tensor, optional): bool, broadcasts against the features; the positions that count, without padding.
+            Default: None, all.
 
     Returns:
         Reference: one set per example, so that examples of a batch stay independent.
@@ -203,9 +220,11 @@ def example_reference(features: Tensor, channel_dim: int) -> Reference:
     positions = [axis for axis in range(1, features.ndim) if axis != channel_dim]
     if all(features.shape[axis] == 1 for axis in positions):
         positions = list(range(1, features.ndim))
-    count = math.prod(features.shape[axis] for axis in positions)
-    mean = features.mean(dim=positions, keepdim=True)
-    scale = (features - mean).square().sum(dim=positions, keepdim=True).div(max(count - 1, 1)).sqrt()
+    weight = torch.ones_like(features) if real is None else real.to(features).expand_as(features)
+    count = weight.sum(dim=positions, keepdim=True)
+    mean = torch.where(weight > 0, features, 0.0).sum(dim=positions, keepdim=True) / count
+    spread = (features - mean).square().where(weight > 0, 0.0).sum(dim=positions, keepdim=True)
+    scale = spread.div((count - 1).clamp_min(1)).sqrt()
     scale, active = floor_scale(mean, scale, per_example=True)
     if not active.flatten(1).any(dim=1).all():
         raise StatisticsError(

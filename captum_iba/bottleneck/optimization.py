@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from captum_iba.bottleneck.information import (
     normalize,
     signal_and_noise_scale,
 )
+from captum_iba.bottleneck.noise import AnyNoise
+from captum_iba.bottleneck.shared import SharedNoise
 from captum_iba.errors import GradientModeError, NonFiniteError
 
 Loss = Callable[[Tensor, int], AbstractContextManager[Tensor]]
@@ -51,7 +53,7 @@ class Optimized:
 
     Attributes:
         bits (Tensor): information of each element through the final mask, of the features' shape.
-        mask (Mask): the final mask.
+        mask (Mask): the final mask; broadcasts against the features.
         objective (Tensor): (n_steps, N), mean loss over the noisy copies before each step.
         information (Tensor): (n_steps, N), total bits before each step.
     """
@@ -67,64 +69,16 @@ def work_dtype(features: Tensor) -> torch.dtype:
     return torch.promote_types(features.dtype, torch.float32)
 
 
-class Noise:
-    """Standard normal noise, one draw for all examples of a batch, from a generator of its own on the CPU.
-
-    An example's result thus depends neither on the batch around it nor on device and precision, and the global random
-    state is left alone.
-
-    Args:
-        shape (tuple[int, ...]): shape of one example's features.
-        like (Tensor): gives dtype and device.
-        seed (int): of the generator.
-        by_position (bool, optional): draw position after position, so that a longer sequence gets the same noise at
-            the positions it shares with a shorter one. Default: False.
-    """
-
-    def __init__(self, shape: tuple[int, ...], like: Tensor, seed: int, by_position: bool = False) -> None:
-        self._shape, self._like, self._by_position = shape, like, by_position
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-
-    def draw(self, n_samples: int) -> Tensor:
-        """Return one draw for each of n_samples copies: (n_samples, ...)."""
-        if not self._by_position:
-            return torch.randn(
-                (n_samples, *self._shape), generator=self._generator, dtype=torch.float32, device="cpu"
-            ).to(self._like)
-        width = n_samples * math.prod(self._shape[1:])
-        # torch fills in blocks of 16; a row that ends inside a block would change with the number of rows
-        rows = torch.randn(
-            (self._shape[0], -(-width // 16) * 16), generator=self._generator, dtype=torch.float32, device="cpu"
-        )
-        drawn = rows[:, :width].reshape(self._shape[0], n_samples, *self._shape[1:]).movedim(1, 0)
-        return drawn.contiguous().to(self._like)
-
-
-class BlockNoise:
-    """Noise of several seeds at once, one for each of equal blocks of a batch's rows.
-
-    Args:
-        noises (Sequence[Noise]): the sources, one a block.
-        n_examples (int): rows of each block.
-    """
-
-    def __init__(self, noises: Sequence[Noise], n_examples: int) -> None:
-        self._noises, self._n_examples = noises, n_examples
-
-    def draw(self, n_samples: int) -> Tensor:
-        """Return one draw for each of n_samples copies of each block's rows: (n_samples, rows, ...)."""
-        draws = torch.stack([noise.draw(n_samples) for noise in self._noises], dim=1)
-        return draws.repeat_interleave(self._n_examples, dim=1)
-
-
 def optimize(
     features: Tensor,
     reference: Reference,
     loss: Loss,
     settings: Settings,
-    noise: Noise | BlockNoise,
+    noise: AnyNoise,
     blur: Callable[[Tensor], Tensor] | None = None,
     after_step: Callable[[], object] = lambda: None,
+    shared_axis: int | None = None,
+    shared: SharedNoise | None = None,
 ) -> Optimized:
     r"""Minimise loss + beta * mean information over each example's mask (eq. 6).
 
@@ -136,9 +90,12 @@ def optimize(
         loss (Callable): ``loss(z, copies)`` with z of ``copies * N`` rows, copy by copy, in the features' dtype; a
             context that gives one value a row and within which gradients can be taken.
         settings (Settings): the parameters.
-        noise (Noise): source of the noise.
+        noise (Noise, BlockNoise or PlacedNoise): source of the noise.
         blur (Callable, optional): smoothing of the mask. Default: None.
         after_step (Callable, optional): called after each step. Default: does nothing.
+        shared_axis (int, optional): axis along which all elements have one lambda in common, such as a token's.
+            Default: None: each has its own.
+        shared (SharedNoise, optional): further layers that bear noise through the same mask. Default: None.
 
     Returns:
         Optimized: bits per element and the course of the optimisation.
@@ -149,16 +106,18 @@ def optimize(
     """
     wide = features.to(work_dtype(features))
     normalized = normalize(wide, reference)
-    alpha = torch.full_like(wide, settings.initial_alpha).requires_grad_()
+    like = wide if shared_axis is None else wide.narrow(shared_axis, 0, 1)
+    alpha = torch.full_like(like, settings.initial_alpha).contiguous().requires_grad_()
+    k = reference.n_covered(wide)
     adam = torch.optim.Adam([alpha], lr=settings.learning_rate)
     objectives, informations = [], []
     for _ in range(settings.n_steps):
         with torch.enable_grad():
             mask = make_mask(alpha, blur)
             nats = information(mask, normalized, reference).flatten(1)
-            mean_nats = nats.mean(dim=1)
-            parts = signal_and_noise_scale(mask, wide, reference)
-        value, slopes = _loss_and_slopes(parts, features.dtype, loss, settings, noise.draw(settings.n_samples))
+            mean_nats = nats.sum(dim=1) / k
+            parts = _parts(mask, wide, reference, shared)
+        value, slopes = _loss_and_slopes(parts, features.dtype, loss, settings, noise, shared)
         # one pass back through blur and sigmoid, however many copies there were
         (alpha.grad,) = torch.autograd.grad(
             [*parts, mean_nats], alpha, [*slopes, torch.full_like(value, settings.beta).to(wide.dtype)]
@@ -175,7 +134,13 @@ def optimize(
 
 
 def sample_loss(
-    features: Tensor, reference: Reference, mask: Mask, loss: Loss, noise: Noise | BlockNoise, settings: Settings
+    features: Tensor,
+    reference: Reference,
+    mask: Mask,
+    loss: Loss,
+    noise: AnyNoise,
+    settings: Settings,
+    shared: SharedNoise | None = None,
 ) -> Tensor:
     """Loss of ``n_samples`` noisy copies through a mask, without gradient.
 
@@ -185,33 +150,69 @@ def sample_loss(
     wide = features.to(work_dtype(features))
     rows = []
     with torch.no_grad():
-        parts = signal_and_noise_scale(mask, wide, reference)
-        for chunk in torch.split(noise.draw(settings.n_samples), settings.copies_per_run):
-            with loss(_noisy(parts, chunk, features.dtype), len(chunk)) as values:
-                rows.append(values.view(len(chunk), len(features)))
+        parts = _parts(mask, wide, reference, shared)
+        for copies, run in _runs(parts, features.dtype, loss, settings, noise, shared):
+            with run as values:
+                rows.append(values.view(copies, -1))
     return torch.cat(rows)
 
 
-def _noisy(parts: tuple[Tensor, Tensor], eps: Tensor, dtype: torch.dtype) -> Tensor:
-    """Z for each copy of each example, copy by copy."""
-    mean, deviation = parts
+def _parts(mask: Mask, wide: Tensor, reference: Reference, shared: SharedNoise | None) -> tuple[Tensor, ...]:
+    """Mean and deviation of Z, and lambda and omega where further layers need them."""
+    parts = signal_and_noise_scale(mask, wide, reference)
+    return parts if shared is None else (*parts, mask.lam, mask.omega)
+
+
+def _runs(
+    parts: Sequence[Tensor],
+    dtype: torch.dtype,
+    loss: Loss,
+    settings: Settings,
+    noise: AnyNoise,
+    shared: SharedNoise | None,
+) -> Iterator[tuple[int, AbstractContextManager[Tensor]]]:
+    """Chunks of noisy copies: how many, and a context that gives one value a row, copy by copy."""
+    eps = noise.draw(settings.n_samples)
+    further = [] if shared is None else shared.draw(settings.n_samples)
+    for start in range(0, settings.n_samples, settings.copies_per_run):
+        chunk = slice(start, start + settings.copies_per_run)
+        with_others = nullcontext if shared is None else partial(shared.through, parts[2:], [e[chunk] for e in further])
+        yield len(eps[chunk]), _run(parts, eps[chunk], dtype, loss, with_others)
+
+
+@contextmanager
+def _run(
+    parts: Sequence[Tensor],
+    eps: Tensor,
+    dtype: torch.dtype,
+    loss: Loss,
+    with_others: Callable[[], AbstractContextManager[None]],
+) -> Iterator[Tensor]:
+    mean, deviation = parts[:2]
     if eps.ndim == mean.ndim:  # one draw for all examples
         eps = eps.unsqueeze(1)
-    return torch.addcmul(mean, deviation, eps).to(dtype).flatten(0, 1)
+    z = torch.addcmul(mean, deviation, eps).to(dtype).flatten(0, 1)
+    with with_others(), loss(z, len(eps)) as rows:
+        yield rows
 
 
 def _loss_and_slopes(
-    parts: tuple[Tensor, Tensor], dtype: torch.dtype, loss: Loss, settings: Settings, eps: Tensor
+    parts: Sequence[Tensor],
+    dtype: torch.dtype,
+    loss: Loss,
+    settings: Settings,
+    noise: AnyNoise,
+    shared: SharedNoise | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Each example's mean loss over the copies, and its gradient for mean and deviation of Z, chunk by chunk."""
-    mean, deviation = (part.detach().requires_grad_() for part in parts)
-    value = torch.zeros(len(mean), dtype=mean.dtype, device=mean.device)
-    slopes = [torch.zeros_like(mean), torch.zeros_like(deviation)]
-    for chunk in torch.split(eps, settings.copies_per_run):
-        with torch.enable_grad(), loss(_noisy((mean, deviation), chunk, dtype), len(chunk)) as rows:
+    """Each example's mean loss over the copies, and its gradient for each of the parts, chunk by chunk."""
+    leaves = tuple(part.detach().requires_grad_() for part in parts)
+    value = torch.zeros(len(leaves[0]), dtype=leaves[0].dtype, device=leaves[0].device)
+    slopes = [torch.zeros_like(leaf) for leaf in leaves]
+    for copies, run in _runs(leaves, dtype, loss, settings, noise, shared):
+        with torch.enable_grad(), run as rows:
             _assert_finite(rows, "The objective")
-            grads = _gradients(rows, (mean, deviation), 1.0 / settings.n_samples)
-        value += rows.detach().view(len(chunk), len(mean)).sum(dim=0).to(value) / settings.n_samples
+            grads = _gradients(rows, leaves, 1.0 / settings.n_samples)
+        value += rows.detach().view(copies, -1).sum(dim=0).to(value) / settings.n_samples
         for slope, grad in zip(slopes, grads, strict=True):
             slope += grad
     return value, slopes

@@ -57,20 +57,29 @@ class FeatureStatistics:
     channel_dim: int
 
     @classmethod
-    def from_features(cls, features: Tensor, channel_dim: int, kind: Kind = "feature") -> FeatureStatistics:
+    def from_features(
+        cls, features: Tensor, channel_dim: int, kind: Kind = "feature", real: Tensor | None = None
+    ) -> FeatureStatistics:
         """Statistics of one batch.
 
         Args:
             features (Tensor): (N, ...), N >= 1.
             channel_dim (int): axis of the channels, 1 or larger.
             kind (str, optional): ``"feature"`` or ``"channel"``. Default: ``"feature"``.
+            real (Tensor, optional): bool, 1 on the channel axis and else of the features' shape; False on positions
+                to leave out, such as padding, which only statistics per channel can. Default: None, all.
 
         Returns:
             FeatureStatistics: of this batch alone.
 
         Raises:
-            StatisticsError: NaN or infinity among the features.
+            StatisticsError: NaN or infinity among the features, or positions left out of statistics per feature.
         """
+        if real is not None and kind == "feature":
+            raise StatisticsError(
+                "Positions are left out of some examples, so a mean of each feature would come from different "
+                "examples at each position. Use per='channel'."
+            )
         # float64 where the device has it: the merge below loses digits otherwise
         wide = features.detach().to(torch.float32 if features.device.type == "mps" else torch.float64)
         if not torch.isfinite(wide).all():
@@ -79,9 +88,14 @@ class FeatureStatistics:
                 "Check the calibration data and the model with torch.isfinite."
             )
         axes = [0] if kind == "feature" else [a for a in range(wide.ndim) if a != channel_dim]
-        mean = wide.mean(dim=axes, keepdim=True)
-        m2 = (wide - mean).square().sum(dim=axes, keepdim=True)
-        count = math.prod(wide.shape[axis] for axis in axes)
+        if real is None:
+            mean = wide.mean(dim=axes, keepdim=True)
+            m2 = (wide - mean).square().sum(dim=axes, keepdim=True)
+            count = math.prod(wide.shape[axis] for axis in axes)
+        else:
+            count = int(real.sum())
+            mean = wide.where(real, 0.0).sum(dim=axes, keepdim=True) / count
+            m2 = (wide - mean).square().where(real, 0.0).sum(dim=axes, keepdim=True)
         return cls(mean[0], m2[0], count, wide.shape[0], tuple(wide.shape[1:]), kind, channel_dim)
 
     @property

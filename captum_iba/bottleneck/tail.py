@@ -36,6 +36,7 @@ class Tail:
         roots (Sequence[nn.Module]): modules that may be replayed, with their descendants.
         to_tensor (Callable): turns what the model returns into its output tensor.
         warner (Warner, optional): remembers the warnings given. Default: None, one of its own.
+        recording (Recording, optional): of ``call_for(1)`` at this site. Default: None, made here.
 
     Examples::
 
@@ -54,10 +55,11 @@ class Tail:
         roots: Sequence[nn.Module],
         to_tensor: Callable[[Any], Tensor],
         warner: Warner | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self._site, self._call_for, self._roots, self._to_tensor = site, call_for, roots, to_tensor
         self._warner = Warner() if warner is None else warner
-        self._recording = Recording.make(site, lambda: call_for(1), roots)
+        self._recording = Recording.make(site, lambda: call_for(1), roots) if recording is None else recording
         self._expanded: dict[int, Recording] = {}
         self.modules_before = self._recording.modules_before
         self.features = self._recording.features

@@ -17,7 +17,8 @@ from captum_iba.attr._forward import Forward
 from captum_iba.attr._model import evaluation_mode, exclusive, locate, reachable, unwrap_parallel
 from captum_iba.attr._objective import output_tensor
 from captum_iba.bottleneck.information import Reference
-from captum_iba.bottleneck.optimization import Noise, work_dtype
+from captum_iba.bottleneck.noise import Noise
+from captum_iba.bottleneck.optimization import work_dtype
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.bottleneck.tail import Tail
 from captum_iba.metrics._output import Output, OutputType, Row

@@ -6,7 +6,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from captum_iba.bottleneck.information import Reference, kl_divergence, make_mask
-from captum_iba.bottleneck.optimization import Noise, Settings, optimize, sample_loss
+from captum_iba.bottleneck.noise import Noise
+from captum_iba.bottleneck.optimization import Settings, optimize, sample_loss
 from captum_iba.errors import GradientModeError, NonFiniteError
 from tests.literal import normal
 
