@@ -7,8 +7,8 @@
     python -m benchmarks.readout photos DATA --weights FILE --boxes FOLDER --boxes-target 104
 
 Times are processor times on one thread, ratios of medians of variants that run in turn in one process. DATA of
-``photos`` is a folder of photos named INDEX_..., INDEX being the class: three quarters of them are trained on, the
-others held out; the bounding-box ratio is measured on the photos of another folder.
+``photos`` is a folder of photos named INDEX_..., INDEX being the class: three quarters of them are trained on, several
+joined to an image, the others held out; the bounding-box ratio is measured on the photos of another folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks._photos import cropped, mean_and_error
+from benchmarks._photos import Mosaics, cropped, mean_and_error
 from captum_iba import LayerIBA, LayerReadoutIBA, Report, compare
 from captum_iba.attr import Measures
 from captum_iba.comparison import Method, PhotoFolder
@@ -128,10 +128,9 @@ def photos(options: argparse.Namespace) -> None:
         sigma=options.sigma,
         relu=options.relu,
     )
-    # each photo and its mirror image
-    seen, classes = torch.cat([x[~held_out], x[~held_out].flip(3)]), y[~held_out].repeat(2)
-    readout.estimate(seen.split(20), per="channel")
-    training = DataLoader(TensorDataset(seen, classes), options.batch, shuffle=True)
+    torch.manual_seed(0)
+    readout.estimate(Mosaics(x[~held_out], options.batch, 20), per="channel")
+    training = Mosaics(x[~held_out], options.batch, options.steps_per_epoch)
     held = DataLoader(TensorDataset(x[held_out], y[held_out]), 25)
     readout.fit(
         training,
@@ -142,6 +141,7 @@ def photos(options: argparse.Namespace) -> None:
         warmup_steps=options.warmup_steps,
         targets="predictions",
         checkpoint=options.checkpoint,
+        seed=options.seed,
     )
     print(f"trained in {readout.history.seconds:.0f} s on {int((~held_out).sum())} photos")
     for measures in readout.history.validation:
@@ -242,8 +242,10 @@ def main() -> None:
     of_photos.add_argument("--hidden-channels", type=int, nargs=2, default=[256, 256])
     of_photos.add_argument("--sigma", type=float, default=2.0)
     of_photos.add_argument("--no-relu", dest="relu", action="store_false")
-    of_photos.add_argument("--batch", type=int, default=15)
-    of_photos.add_argument("--epochs", type=int, default=8)
+    of_photos.add_argument("--batch", type=int, default=16)
+    of_photos.add_argument("--epochs", type=int, default=4)
+    of_photos.add_argument("--steps-per-epoch", type=int, default=40)
+    of_photos.add_argument("--seed", type=int, default=0)
     of_photos.add_argument("--learning-rate", type=float, default=1e-3)
     of_photos.add_argument("--beta", type=float, default=10.0)
     of_photos.add_argument("--warmup-steps", type=int, default=80)

@@ -6,6 +6,7 @@ from captum_iba.attr import (
     LayerIBA,
     LayerReadoutIBA,
     PatternAttribution,
+    information_by_layer,
     resize_bits,
     suggest_layer,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "SensitivityN",
     "Sufficiency",
     "compare",
+    "information_by_layer",
     "register_method",
     "resize_bits",
     "suggest_layer",

@@ -1,4 +1,4 @@
-"""Heat maps that keep their unit: bits per pixel, with a colour bar."""
+"""Pictures that keep their unit: heat maps in bits per pixel, and texts in bits per token."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from captum_iba._text_pictures import layers_to_html, plot_layers
 from captum_iba.attr.resize import resize_bits
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
+
+__all__ = ["Heatmap", "layers_to_html", "plot_attributions", "plot_layers", "to_heatmap"]
 
 # perceptually uniform, and told apart by the colour-blind and in print
 COLORMAP = "viridis"

@@ -1,8 +1,11 @@
 """Attribution methods as Captum knows them."""
 
+from captum_iba.attr.blocks import find_blocks
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.iba import IBA
+from captum_iba.attr.information_by_layer import information_by_layer
 from captum_iba.attr.layer_iba import LayerIBA
+from captum_iba.attr.layer_information import LayerInformation
 from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
 from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.attr.resize import resize_bits
@@ -13,10 +16,13 @@ __all__ = [
     "IBA",
     "IBADiagnostics",
     "LayerIBA",
+    "LayerInformation",
     "LayerReadoutIBA",
     "Measures",
     "PatternAttribution",
     "TrainingHistory",
+    "find_blocks",
+    "information_by_layer",
     "resize_bits",
     "suggest_layer",
 ]

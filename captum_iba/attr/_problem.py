@@ -27,6 +27,7 @@ from captum_iba.attr._numbers import (
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
 from captum_iba.attr._positions import ProtectedPositions, find_positions
 from captum_iba.attr._shared_layers import assert_same_positions, read_behind
+from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.bottleneck.information import Mask, Reference, assert_finite_features, example_reference, normalize
 from captum_iba.bottleneck.noise import AnyNoise, BlockNoise, Noise, PlacedNoise, derived_seed
 from captum_iba.bottleneck.optimization import Optimized, Settings, optimize, sample_loss, work_dtype
@@ -46,23 +47,23 @@ _BETA: Mapping[Granularity, float] = {"element": 10.0, "token": 10.0}
 
 @dataclass(frozen=True)
 class Arguments:
-    """The numbers of :meth:`LayerIBA.attribute`, under the same names.
+    """The numbers of :meth:`LayerIBA.attribute`, under the same names and with the same defaults.
 
     Raises:
         InvalidArgumentError: one is out of range.
     """
 
-    beta: float | None
-    n_steps: int
-    n_samples: int
-    learning_rate: float
-    sigma: float | None
-    initial_alpha: float
-    channel_dim: int | None
-    internal_batch_size: int | None
-    objective: ObjectiveType
-    class_dim: int
-    seed: int | Sequence[int]
+    beta: float | None = None
+    n_steps: int = 10
+    n_samples: int = 10
+    learning_rate: float = 1.0
+    sigma: float | None = None
+    initial_alpha: float = 5.0
+    channel_dim: int | None = None
+    internal_batch_size: int | None = None
+    objective: ObjectiveType = None
+    class_dim: int = 1
+    seed: int | Sequence[int] = 0
     relu: bool = False
     position_mask: Tensor | None = None
     protected_positions: ProtectedPositions = None
@@ -129,7 +130,7 @@ class Problem:
         warner (Warner): remembers the warnings given.
         shared (Mapping[Site, FeatureStatistics], optional): further layers that share the mask, and their statistics.
             Default: none.
-        recording (Recording, optional): of the forward pass, where it is there already. Default: None.
+        record (Callable, optional): gives recordings of the forward pass, see :class:`Tail`. Default: None.
     """
 
     def __init__(
@@ -142,11 +143,11 @@ class Problem:
         target: TargetType,
         warner: Warner,
         shared: Mapping[Site, FeatureStatistics] | None = None,
-        recording: Recording | None = None,
+        record: Callable[[int], Recording] | None = None,
     ) -> None:
         self._arguments, self._forward, self._site, self._modules = arguments, forward, site, modules
         self._statistics, self._warner, self._shared_sites = statistics, warner, shared or {}
-        self._recording = recording
+        self._record = record
         self._objective = Objective(arguments.objective, target, arguments.class_dim, warner)
         self._settings = arguments.settings(forward.n_examples, forward.device_type, warner)
 
@@ -169,7 +170,7 @@ class Problem:
         """Run the model once and check all that can be wrong before the first step."""
         try:
             self._tail = Tail(
-                self._site, self._forward, self._modules, output_tensor, self._warner, recording=self._recording
+                self._site, self._forward, self._modules, output_tensor, self._warner, record=self._record
             )
         except (TypeError, RuntimeError, ValueError, IndexError) as error:
             self._forward.explain(error)
@@ -208,6 +209,34 @@ class Problem:
         self._noise = self._make_noise(tuple(self._features.shape[1:]), self._arguments.seeds)
         self._blur, self._shared_axis = self._make_blur(), self._make_shared_axis()
         self._shared = self._make_shared() if self._shared_sites else None
+
+    def explain(
+        self, after_step: Callable[[], object], sum_channels: bool = True, with_record: bool = True
+    ) -> tuple[Tensor, IBADiagnostics | None]:
+        """Bits of the whole batch, and what else there is to know; the model must be in evaluation mode.
+
+        Args:
+            after_step (Callable): called after each step.
+            sum_channels (bool, optional): sum the bits over the channels, keeping the axis. Default: True.
+            with_record (bool, optional): run fresh copies through the mask, for the diagnostics. Default: True.
+        """
+        self.prepare()
+        solved = self.solve(after_step)
+        probability = self.target_probability(self.loss_through(solved.mask)) if with_record else None
+        bits = solved.bits.detach()
+        bits = (bits.sum(dim=self.channel_dim, keepdim=True) if sum_channels else bits).contiguous()
+        if not with_record:
+            return bits, None
+        return bits, IBADiagnostics(
+            objective=solved.objective,
+            information=solved.information,
+            target_probability=probability,
+            mask=self.shares(solved.mask),
+            total_bits=bits.flatten(1).sum(dim=1),
+            channel_dim=self.channel_dim,
+            inactive_share=self.inactive_share,
+            forward_mode=self.forward_mode,
+        )
 
     def solve(self, after_step: Callable[[], object]) -> Optimized:
         """Optimise the mask."""

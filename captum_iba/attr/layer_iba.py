@@ -191,23 +191,5 @@ class LayerIBA(LayerMethod):
             torch.autocast(forward.device_type, enabled=False),
             tqdm(total=n_steps, desc=f"{self.get_name()} attribution", disable=not show_progress) as bar,
         ):
-            problem.prepare()
-            solved = problem.solve(bar.update)
-            probability = problem.target_probability(problem.loss_through(solved.mask)) if return_diagnostics else None
-        bits = solved.bits.detach()
-        if attr_dim_summation:
-            bits = bits.sum(dim=problem.channel_dim, keepdim=True)
-        bits = bits.contiguous()
-        if not return_diagnostics:
-            return bits
-        record = IBADiagnostics(
-            objective=solved.objective,
-            information=solved.information,
-            target_probability=probability,
-            mask=problem.shares(solved.mask),
-            total_bits=bits.flatten(1).sum(dim=1),
-            channel_dim=problem.channel_dim,
-            inactive_share=problem.inactive_share,
-            forward_mode=problem.forward_mode,
-        )
-        return bits, record
+            bits, record = problem.explain(bar.update, attr_dim_summation, return_diagnostics)
+        return bits if record is None else (bits, record)

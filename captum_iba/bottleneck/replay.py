@@ -12,10 +12,11 @@ module from running, and because the user's own hooks then see what they always 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +145,46 @@ class _RecordedCall:
         return map_tensors(torch.clone if copy else lambda tensor: tensor, self.output)
 
 
+class _Writer:
+    """Keeps the outputs of the outermost modules that finish before each site does.
+
+    Args:
+        sites (Sequence[Site]): layers and sides.
+        roots (Sequence[nn.Module]): modules whose descendants may be replayed.
+    """
+
+    def __init__(self, sites: Sequence[Site], roots: Sequence[nn.Module]) -> None:
+        self._replayable = {site: {m for root in roots for m in _replayable(root, site)} for site in sites}
+        self.modules = [
+            m for root in roots for m in root.modules() if any(m in own for own in self._replayable.values())
+        ]
+        self.taken: dict[Site, Tensor] = {}
+        self.calls: dict[Site, list[_RecordedCall]] = {site: [] for site in sites}
+        self._running: list[nn.Module] = []
+
+    def recorder(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that keeps its output."""
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            self._running.append(module)
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self._running.pop()
+            takers = [site for site in self.calls if self._is_outermost(module, site)]
+            if takers:
+                kept = map_tensors(torch.clone, output)  # a copy, because the next module may work in place
+                for site in takers:
+                    self.calls[site].append(_RecordedCall(module, kept))
+            return output
+
+        return record
+
+    def _is_outermost(self, module: nn.Module, site: Site) -> bool:
+        own = self._replayable[site]
+        return site not in self.taken and module in own and not any(outer in own for outer in self._running)
+
+
 @dataclass
 class Recording:
     """One forward pass, and what its prefix computed.
@@ -186,41 +227,35 @@ class Recording:
             >>> recording.features.shape, recording.modules_before == [model[0]]
             (torch.Size([4, 3]), True)
         """
-        calls: list[_RecordedCall] = []
-        taken: list[Tensor] = []
+        return cls.make_all([site], call, roots, to_the_end)[0]
 
-        def take(container: Any) -> Any:
-            taken.append(find_features(container, site.name, site.side).detach().clone())
-            if not to_the_end:
+    @classmethod
+    def make_all(
+        cls, sites: Sequence[Site], call: Call, roots: Sequence[nn.Module], to_the_end: bool = True
+    ) -> list[Recording]:
+        """A recording for each of several sites, in their order, from a single forward pass; they share what they hold.
+
+        Arguments and errors are those of :meth:`make`; without ``to_the_end`` the pass stops at the last of the sites.
+        """
+        writer = _Writer(sites, roots)
+
+        def take(site: Site, container: Any) -> Any:
+            writer.taken[site] = find_features(container, site.name, site.side).detach().clone()
+            if not to_the_end and len(writer.taken) == len(sites):
                 raise LayerReached
             return container
 
-        depth = 0
-
-        def recorder(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def record(*args: Any, **kwargs: Any) -> Any:
-                nonlocal depth
-                if taken:
-                    return forward(*args, **kwargs)
-                depth += 1
-                try:
-                    output = forward(*args, **kwargs)
-                finally:
-                    depth -= 1
-                if depth == 0 and not taken:
-                    # a copy, because the next module may work in place
-                    calls.append(_RecordedCall(module, map_tensors(torch.clone, output)))
-                return output
-
-            return record
-
         output = None
-        replaced = [m for root in roots for m in _replayable(root, site)]
-        with torch.no_grad(), forward_pass(site, take) as running, _forwards(replaced, recorder):
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            running = [stack.enter_context(forward_pass(site, functools.partial(take, site))) for site in sites]
+            stack.enter_context(_forwards(writer.modules, writer.recorder))
             with suppress(LayerReached):
                 output = call()
-            running.finish()
-        return cls(site, taken[0], map_tensors(torch.clone, output), calls)
+            for each in running:
+                each.finish()
+        output = map_tensors(torch.clone, output)
+        return [cls(site, writer.taken[site], output, writer.calls[site]) for site in sites]
 
     @property
     def modules_before(self) -> list[nn.Module]:

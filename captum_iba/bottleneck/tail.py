@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,26 @@ from captum_iba.bottleneck.replay import Recording, ReplayFailed, Site, run_with
 from captum_iba.errors import MismatchedArgumentsError
 
 CallFor = Callable[[int], Any]
+
+
+class SharedPrefix:
+    """Recordings for the tails of several layers, from one forward pass for each number of copies.
+
+    Args:
+        sites (Sequence[Site]): layers and sides.
+        call_for, roots: as for :class:`Tail`.
+    """
+
+    def __init__(self, sites: Sequence[Site], call_for: CallFor, roots: Sequence[nn.Module]) -> None:
+        self._sites, self._call_for, self._roots = list(sites), call_for, roots
+        self._made: dict[int, dict[Site, Recording]] = {}
+
+    def recording(self, site: Site, copies: int) -> Recording:
+        """The recording of a site, which is handed out once."""
+        if site not in self._made.get(copies, {}):
+            made = Recording.make_all(self._sites, lambda: self._call_for(copies), self._roots)
+            self._made[copies] = dict(zip(self._sites, made, strict=True))
+        return self._made[copies].pop(site)
 
 
 class Tail:
@@ -36,7 +57,8 @@ class Tail:
         roots (Sequence[nn.Module]): modules that may be replayed, with their descendants.
         to_tensor (Callable): turns what the model returns into its output tensor.
         warner (Warner, optional): remembers the warnings given. Default: None, one of its own.
-        recording (Recording, optional): of ``call_for(1)`` at this site. Default: None, made here.
+        record (Callable, optional): ``record(copies)`` gives the :class:`Recording` of ``call_for(copies)`` at this
+            site, see :class:`SharedPrefix`. Default: None, made here.
 
     Examples::
 
@@ -55,11 +77,12 @@ class Tail:
         roots: Sequence[nn.Module],
         to_tensor: Callable[[Any], Tensor],
         warner: Warner | None = None,
-        recording: Recording | None = None,
+        record: Callable[[int], Recording] | None = None,
     ) -> None:
         self._site, self._call_for, self._roots, self._to_tensor = site, call_for, roots, to_tensor
         self._warner = Warner() if warner is None else warner
-        self._recording = Recording.make(site, lambda: call_for(1), roots) if recording is None else recording
+        self._record = partial(SharedPrefix([site], call_for, roots).recording, site) if record is None else record
+        self._recording = self._record(1)
         self._expanded: dict[int, Recording] = {}
         self.modules_before = self._recording.modules_before
         self.features = self._recording.features
@@ -136,7 +159,7 @@ class Tail:
 
     def _expanded_recording(self, copies: int) -> Recording:
         if copies not in self._expanded:
-            recording = Recording.make(self._site, lambda: self._call_for(copies), self._roots)
+            recording = self._record(copies)
             self._assert_batch_first(recording.features, copies)
             self._assert_reproduces(recording, copies)
             self._expanded[copies] = recording
