@@ -1,4 +1,4 @@
-"""The command line: ``captum-iba demo``, ``captum-iba explain`` and ``captum-iba compare``."""
+"""The command line: ``captum-iba demo``, ``explain``, ``explain-text`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from captum_iba._cli_compare import add_parser as add_compare
 from captum_iba._cli_explain import add_parser as add_explain
 from captum_iba._cli_explain import hint
+from captum_iba._cli_explain_text import add_parser as add_explain_text
 from captum_iba.errors import CaptumIBAError
 
 USER_ERROR = 2
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("iba-demo"), metavar="DIR", help="default: iba-demo")
     demo.set_defaults(run=_demo)
     add_explain(commands)
+    add_explain_text(commands)
     add_compare(commands)
     return parser
 

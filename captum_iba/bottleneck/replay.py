@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from captum_iba.bottleneck.containers import find_features, leaves_in, map_tensors, replace_features
+from captum_iba.bottleneck.recorder import RecordedCall, Recorder
 from captum_iba.errors import LayerNotExecutedError, LayerReusedError
 
 Call = Callable[[], Any]
@@ -135,57 +136,6 @@ def run_with(site: Site, call: Call, z: Tensor) -> Iterator[Any]:
 
 
 @dataclass
-class _RecordedCall:
-    module: nn.Module
-    output: Any
-    changed_in_place: bool = False
-
-    def hand_out(self, copy: bool) -> Any:
-        """The output in containers made anew, since whoever gets a list may append to it."""
-        return map_tensors(torch.clone if copy else lambda tensor: tensor, self.output)
-
-
-class _Writer:
-    """Keeps the outputs of the outermost modules that finish before each site does.
-
-    Args:
-        sites (Sequence[Site]): layers and sides.
-        roots (Sequence[nn.Module]): modules whose descendants may be replayed.
-    """
-
-    def __init__(self, sites: Sequence[Site], roots: Sequence[nn.Module]) -> None:
-        self._replayable = {site: {m for root in roots for m in _replayable(root, site)} for site in sites}
-        self.modules = [
-            m for root in roots for m in root.modules() if any(m in own for own in self._replayable.values())
-        ]
-        self.taken: dict[Site, Tensor] = {}
-        self.calls: dict[Site, list[_RecordedCall]] = {site: [] for site in sites}
-        self._running: list[nn.Module] = []
-
-    def recorder(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A forward that keeps its output."""
-
-        def record(*args: Any, **kwargs: Any) -> Any:
-            self._running.append(module)
-            try:
-                output = forward(*args, **kwargs)
-            finally:
-                self._running.pop()
-            takers = [site for site in self.calls if self._is_outermost(module, site)]
-            if takers:
-                kept = map_tensors(torch.clone, output)  # a copy, because the next module may work in place
-                for site in takers:
-                    self.calls[site].append(_RecordedCall(module, kept))
-            return output
-
-        return record
-
-    def _is_outermost(self, module: nn.Module, site: Site) -> bool:
-        own = self._replayable[site]
-        return site not in self.taken and module in own and not any(outer in own for outer in self._running)
-
-
-@dataclass
 class Recording:
     """One forward pass, and what its prefix computed.
 
@@ -198,7 +148,7 @@ class Recording:
     site: Site
     features: Tensor
     output: Any
-    _calls: list[_RecordedCall] = field(default_factory=list, repr=False)
+    _calls: list[RecordedCall] = field(default_factory=list, repr=False)
 
     @classmethod
     def make(cls, site: Site, call: Call, roots: Sequence[nn.Module], to_the_end: bool = True) -> Recording:
@@ -237,11 +187,11 @@ class Recording:
 
         Arguments and errors are those of :meth:`make`; without ``to_the_end`` the pass stops at the last of the sites.
         """
-        writer = _Writer(sites, roots)
+        recorder = Recorder(sites, roots)
 
         def take(site: Site, container: Any) -> Any:
-            writer.taken[site] = find_features(container, site.name, site.side).detach().clone()
-            if not to_the_end and len(writer.taken) == len(sites):
+            recorder.take(site, find_features(container, site.name, site.side))
+            if not to_the_end and len(recorder.taken) == len(sites):
                 raise LayerReached
             return container
 
@@ -249,13 +199,13 @@ class Recording:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             running = [stack.enter_context(forward_pass(site, functools.partial(take, site))) for site in sites]
-            stack.enter_context(_forwards(writer.modules, writer.recorder))
-            with suppress(LayerReached):
+            stack.enter_context(_forwards(recorder.modules, recorder.recorder))
+            with suppress(LayerReached), recorder.watching():
                 output = call()
             for each in running:
                 each.finish()
         output = map_tensors(torch.clone, output)
-        return [cls(site, writer.taken[site], output, writer.calls[site]) for site in sites]
+        return [cls(site, recorder.taken[site], output, recorder.calls[site]) for site in sites]
 
     @property
     def modules_before(self) -> list[nn.Module]:
@@ -289,7 +239,7 @@ class Recording:
         """
         self._assert_safe()
         position = itertools.count()
-        handed_out: list[tuple[_RecordedCall, Any]] = []
+        handed_out: list[tuple[RecordedCall, Any]] = []
 
         def inject(container: Any) -> Any:
             if not running.is_over and next(position) != len(self._calls):
@@ -330,12 +280,6 @@ class Recording:
 
 
 _PLAIN = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, nn.Module)
-
-
-def _replayable(root: nn.Module, site: Site) -> list[nn.Module]:
-    """All modules but those around the layer, which must run; of the layer, its output may be given instead."""
-    around = {module for module in root.modules() if any(inner is site.layer for inner in module.modules())}
-    return [m for m in root.modules() if m not in around or (m is site.layer and not site.at_input)]
 
 
 @contextmanager
