@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +41,12 @@ class AnswerLikelihood(nn.Module):
         self.model = model
         # this module alone: its mode says nothing, and the model's is the user's
         self.training = False
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        # wrappers such as PEFT's hand on all keywords; that there is a cache then stands in the model's config
+        has_cache = takes_any and hasattr(getattr(model, "config", None), "use_cache")
+        self._keywords = {"use_cache": False} if has_cache or "use_cache" in parameters else {}
+        self._picks_logits = "logits_to_keep" in parameters
 
     def forward(self, input_ids: Tensor, question: Question) -> Tensor:
         """One value a row of token ids (N, T); a Question is no tensor, so that Captum does not repeat it."""
@@ -54,8 +59,8 @@ class AnswerLikelihood(nn.Module):
         return (wanted - logits.logsumexp(dim=2)).sum(dim=1)
 
     def _logits(self, input_ids: Tensor, n: int, all_logits: bool) -> Tensor:
-        keywords = _keywords(self.model, n, all_logits)
-        output = self.model(input_ids, **keywords)
+        picked = {"logits_to_keep": n} if self._picks_logits and not all_logits else {}
+        output = self.model(input_ids, **self._keywords, **picked)
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise NoTensorError(
@@ -83,16 +88,3 @@ class AnswerLikelihood(nn.Module):
             )
         index = torch.tensor(tokens, device=logits.device).expand(len(logits), -1)
         return logits.gather(2, index.unsqueeze(2)).squeeze(2)
-
-
-def _keywords(model: nn.Module, n: int, all_logits: bool) -> dict[str, Any]:
-    """Keyword arguments that this model's forward takes: no cache, and logits of the last n positions only."""
-    parameters = inspect.signature(model.forward).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    keywords: dict[str, Any] = {}
-    # wrappers such as PEFT's hand on all keywords; that there is a cache then stands in the model's config
-    if "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache")):
-        keywords["use_cache"] = False
-    if "logits_to_keep" in parameters and not all_logits:
-        keywords["logits_to_keep"] = n
-    return keywords

@@ -59,7 +59,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative token": ({"target": [-1]}, TargetIndexError, "token id -1"),
     "numbers": ({"target": 1.5}, InvalidTypeError, "target=1.5; wanted a str, or token ids"),
     "a list of words": ({"target": ["mat"]}, InvalidTypeError, r"target=\['mat'\]; wanted"),
-    "float ids": ({"target": torch.ones(2)}, InvalidArgumentError, "target is a tensor .* torch.float32; wanted token ids"),
+    "float ids": ({"target": torch.ones(2)}, InvalidArgumentError, "tensor .* torch.float32; wanted token ids"),
     "batched ids": ({"target": torch.ones(1, 2, dtype=torch.long)}, InvalidArgumentError, r"shape \[1, 2\] .* wanted"),
     "gen_args with target": ({"gen_args": {"max_new_tokens": 2}}, InvalidArgumentError, "gen_args is for an answer"),
     "gen_args in third place": ({"skip_tokens": {"a": 1}}, InvalidTypeError, "Pass gen_args by name"),
