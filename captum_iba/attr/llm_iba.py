@@ -114,9 +114,10 @@ class LLMIBAAttribution(LLMGradientAttribution):
         """Estimate the layer's feature statistics from texts; short for the method's own ``estimate``.
 
         Each text goes through the model by itself, so that there is no padding, cut to the model's positions; texts
-        without tokens are left out. For anything else call ``LayerIBA(model, layer).estimate(batches)`` with what the
-        tokenizer returns, a mapping with ``input_ids`` and ``attention_mask``: statistics are shared, before and after
-        this object is made. A padded batch counts its padding as positions; group texts of one length.
+        without tokens are left out. For anything else call ``LayerIBA(model, layer).estimate(batches)``, before this
+        object is made or after, since statistics are shared: with token ids, or with mappings of ``input_ids`` and
+        ``attention_mask`` (not of all that a tokenizer returns: GPT-2 would add an embedding of ``token_type_ids``).
+        Padding counts as positions there; group texts of one length.
 
         Args:
             texts (Iterable[str]): texts like the prompts and answers to be explained, but not the same.

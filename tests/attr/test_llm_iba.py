@@ -11,7 +11,7 @@ from captum.attr import TextTokenInput
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
-from captum_iba.attr.llm_iba import LLMIBAAttribution
+from captum_iba.attr import LLMIBAAttribution
 from tests.language_models import FAMILIES, LAYERS, WORDS, layer_of, random_ids, sharp, word_tokenizer
 
 KNOBS = {"n_steps": 4, "n_samples": 3, "beta": 1.0}
@@ -196,8 +196,8 @@ def test_statistics_from_texts(gpt2: nn.Module) -> None:
     method = LayerIBA(gpt2, layer_of(gpt2, "h.0"))
     iba = LLMIBAAttribution(method, TOKENIZER)
     assert iba.estimate(texts) is iba
-    tokens = [TOKENIZER(text, return_tensors="pt") for text in texts if text]
-    tokens[-1] = {key: value[:, :32] for key, value in tokens[-1].items()}
+    encoded = [TOKENIZER(text, return_tensors="pt") for text in texts if text]
+    tokens = [{key: mapping[key][:, :32] for key in ("input_ids", "attention_mask")} for mapping in encoded]
     by_hand = LayerIBA(gpt2, layer_of(gpt2, "h.0")).estimate(tokens).statistics
     for found in (method.statistics, iba.attr_method.statistics):
         torch.testing.assert_close(found.mean, by_hand.mean)

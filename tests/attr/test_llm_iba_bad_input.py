@@ -10,8 +10,7 @@ from captum.attr import LayerIntegratedGradients, TextTokenInput
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
-from captum_iba.attr import LayerReadoutIBA
-from captum_iba.attr.llm_iba import LLMIBAAttribution
+from captum_iba.attr import LayerReadoutIBA, LLMIBAAttribution
 from captum_iba.errors import (
     CaptumIBAWarning,
     InvalidArgumentError,

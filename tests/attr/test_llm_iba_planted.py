@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from captum_iba import LayerIBA
-from captum_iba.attr.llm_iba import LLMIBAAttribution
+from captum_iba.attr import LLMIBAAttribution
 from tests.language_models import build, layer_of
 
 N_SYMBOLS, N_OTHERS, LENGTH = 16, 16, 6
 WORDS = ["<s>", *(f"s{i}" for i in range(N_SYMBOLS)), *(f"o{i}" for i in range(N_OTHERS))]
 SHAPES = {"gpt2": {"n_layer": 1, "n_head": 4}, "llama": {"num_hidden_layers": 1, "num_attention_heads": 2}}
 CANDIDATES = {"gpt2": ("drop", "h.0"), "llama": ("embed_tokens", "layers.0")}
-N_CHOOSING, N_HELD_OUT = 2, 12
+N_CHOOSING, N_HELD_OUT = 2, 10
 
 
 def draw(n: int, generator: torch.Generator, distinct: bool = False) -> Tensor:
@@ -47,7 +47,7 @@ def train(family: str, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = build(family, len(WORDS), width=48, n_layers=1, tie_word_embeddings=False,
                       bos_token_id=0, **SHAPES[family]).eval()  # fmt: skip
-    generator, n_steps = torch.Generator().manual_seed(seed), 200
+    generator, n_steps = torch.Generator().manual_seed(seed), 150
     adam = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rates = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=5e-3, total_steps=n_steps, pct_start=0.1)
     for _ in range(n_steps):

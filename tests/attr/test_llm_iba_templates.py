@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from captum_iba import LayerIBA
+from captum_iba.attr import LLMIBAAttribution
 from captum_iba.attr._llm_template import encode_with_offsets, owners, value_spans
-from captum_iba.attr.llm_iba import LLMIBAAttribution
 from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError, InvalidTypeError
 from tests.language_models import layer_of, random_ids, sharp, word_tokenizer
 

@@ -11,7 +11,7 @@ from captum.attr import LLMAttributionResult, LLMGradientAttribution, TextTokenI
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
-from captum_iba.attr.llm_iba import LLMIBAAttribution
+from captum_iba.attr import LLMIBAAttribution
 from tests.conformance._adapter import FittedLayerReadoutIBA
 
 WORDS = ("<unk>", "the", "cat", "sat", "on", "mat", "and", "dog", "ran", "far")
@@ -163,3 +163,16 @@ def test_a_readout_explains_each_step_with_what_came_before(language_model: Caus
         bits = readout.attribute(sequence)[0, : ids.shape[1], 0]
         torch.testing.assert_close(result.token_attr[i].to(bits), bits, rtol=0.0, atol=1e-6)
         assert bits.std() > 1e-3
+
+
+def test_a_readout_explains_a_whole_answer_in_one_pass(language_model: CausalLM) -> None:
+    """One map of the prompt and all tokens but the last, cut to the prompt; the target does not change it."""
+    readout = FittedLayerReadoutIBA(language_model, language_model.block, readout_layers=["block", "head"])
+    readout.estimate(torch.randint(1, len(WORDS), (64, 6)))
+    wrapper, tokenizer = LLMIBAAttribution(readout, WordTokenizer()), WordTokenizer()
+    result = wrapper.attribute(TextTokenInput(PROMPT, tokenizer), target=" ".join(ANSWER), per="sequence")
+    sequence = torch.tensor([tokenizer.encode(PROMPT) + tokenizer.encode(" ".join(ANSWER[:-1]))])
+    bits = readout.attribute(sequence)[0, :, 0]
+    torch.testing.assert_close(result.seq_attr, bits[:4])
+    torch.testing.assert_close(result.answer_attr[0, :2], bits[4:])
+    assert result.token_attr is None
