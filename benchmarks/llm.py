@@ -13,19 +13,23 @@ such pass. The recorded prefix is what is kept of the layers before.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from captum.attr import TextTokenInput
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from captum_iba import FeatureStatistics, LayerIBA
+from captum_iba.attr import LLMIBAAttribution
 from captum_iba.attr._llm_forward import AnswerLikelihood, Question
 from captum_iba.bottleneck.containers import leaves_in
 from captum_iba.bottleneck.replay import Recording, Site
@@ -40,7 +44,15 @@ def build(family: str) -> tuple[nn.Module, nn.ModuleList]:
     torch.manual_seed(0)
     if family == "gpt2":
         gpt2 = GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCABULARY, n_positions=1024, n_embd=WIDTH, n_layer=N_LAYERS, n_head=6)
+            GPT2Config(
+                vocab_size=VOCABULARY,
+                n_positions=1024,
+                n_embd=WIDTH,
+                n_layer=N_LAYERS,
+                n_head=6,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
         )
         return gpt2.eval(), gpt2.transformer.h
     llama = LlamaForCausalLM(
@@ -56,6 +68,14 @@ def build(family: str) -> tuple[nn.Module, nn.ModuleList]:
     return llama.eval(), llama.model.layers
 
 
+@functools.cache
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer with a word for each token."""
+    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0")
+
+
 def variant(name: str, family: str, depth: int, n_tokens: int) -> tuple[Callable[[int], object], int]:
     """What to measure, given a number of steps, and how many rows it runs at once."""
     model, layers = build(family)
@@ -63,7 +83,8 @@ def variant(name: str, family: str, depth: int, n_tokens: int) -> tuple[Callable
     ids = torch.randint(0, VOCABULARY, (1, n_tokens))
     statistics = FeatureStatistics.from_features(torch.randn(8, 64, WIDTH), 2, "channel")
     forward, question = AnswerLikelihood(model), Question((7,))
-    iba = LayerIBA(forward, layer, statistics=statistics)
+    iba = LLMIBAAttribution(LayerIBA(model, layer, statistics=statistics), words())
+    inp = TextTokenInput(" ".join(f"w{token}" for token in ids[0].tolist()), words())
 
     def plain(rows: int) -> object:
         with torch.no_grad():
@@ -85,13 +106,7 @@ def variant(name: str, family: str, depth: int, n_tokens: int) -> tuple[Callable
             handle.remove()
 
     def attribute(rows: int, n_steps: int) -> object:
-        return iba.attribute(
-            ids,
-            additional_forward_args=(question,),
-            n_steps=n_steps,
-            n_samples=N_SAMPLES,
-            internal_batch_size=rows,
-        )
+        return iba.attribute(inp, target=[7], n_steps=n_steps, n_samples=N_SAMPLES, internal_batch_size=rows)
 
     runs: dict[str, tuple[Callable[[int], object], int]] = {
         "one row": (lambda _: plain(1), 1),
@@ -159,10 +174,11 @@ def prefix(family: str, depth: int, n_tokens: int) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 
-def table(family: str, n_tokens: int) -> None:
+def table(family: str, n_tokens: int, places: Iterable[str]) -> None:
     head = f"{family}, {n_tokens} tokens"
     print(f"\n{head:27s} CPU time  extra memory  layer's activations  ratio")
-    for place, depth in DEPTHS.items():
+    for place in places:
+        depth = DEPTHS[place]
         kept = prefix(family, depth, n_tokens)
         print(f"{place}, layer {depth} of {N_LAYERS}: the recorded prefix keeps {kept:.1f} MB")
         for name in NAMES:
@@ -177,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=("gpt2", "llama"), action="append")
     parser.add_argument("--tokens", type=int, action="append")
+    parser.add_argument("--place", choices=tuple(DEPTHS), action="append")
     parser.add_argument("--measure", nargs=4, metavar=("NAME", "FAMILY", "DEPTH", "TOKENS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -184,7 +201,7 @@ def main() -> None:
         return measure(name, family, int(depth), int(n_tokens))
     for family in arguments.family or ("gpt2", "llama"):
         for n_tokens in arguments.tokens or (128, 512):
-            table(family, n_tokens)
+            table(family, n_tokens, arguments.place or DEPTHS)
     return None
 
 

@@ -23,7 +23,7 @@ from captum_iba.attr._llm_tokens import (
     readable,
     without_skipped,
 )
-from captum_iba.attr._model import evaluation_mode, exclusive, locate, unwrap_parallel
+from captum_iba.attr._model import evaluation_mode, exclusive, frozen_parameters, locate, unwrap_parallel
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.layer_iba import LayerIBA
 from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
@@ -240,7 +240,7 @@ class LLMIBAAttribution(LLMGradientAttribution):
         self._check(per, contrast, kwargs)
         site, _ = locate(self.model, self.attr_method.layer, kwargs.get("attribute_to_layer_input", False))
         # the method locks its own forward function, which is not the same for two objects with one model
-        with exclusive([self.model]):
+        with exclusive([self.model]), frozen_parameters(self.model):
             prompt = Prompt.of(inp, self.tokenizer, self.attr_method._state.warner)
             answer = self._answer(prompt, target, skip_tokens, gen_args)
             others = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import matplotlib
@@ -227,10 +228,32 @@ def test_half_precision(gpt2: nn.Module) -> None:
     assert result.token_attr.dtype == torch.float32 and (result.token_attr > 0).all()
 
 
-def test_nothing_is_left_behind(gpt2: nn.Module, iba: LLMIBAAttribution) -> None:
-    """The user's model has no hooks, gradients or changed modes afterwards, and the method its own function."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(gpt2: nn.Module, fails: bool) -> None:
+    """Afterwards, and after an error, the model has no hooks, gradients or changed flags; the method has its function.
+
+    While maps are computed no parameter asks for a gradient, so that nothing is kept for one.
+    """
     method = calibrated(gpt2, layer_of(gpt2, "h.1"))
-    explain(LLMIBAAttribution(method, TOKENIZER), per="sequence")
+    gpt2.transformer.wpe.weight.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in gpt2.parameters()]
+    asking = []
+
+    def note(*_: Any) -> None:
+        asking.append(any(parameter.requires_grad for parameter in gpt2.parameters()))
+        if fails:
+            raise KeyError("from the model")
+
+    handle = gpt2.transformer.ln_f.register_forward_hook(note)
+    try:
+        with pytest.raises(KeyError, match="from the model") if fails else contextlib.nullcontext():
+            explain(LLMIBAAttribution(method, TOKENIZER), per="sequence")
+    finally:
+        handle.remove()
+        after = [parameter.requires_grad for parameter in gpt2.parameters()]
+        gpt2.transformer.wpe.weight.requires_grad_(True)
+    assert asking and not any(asking)
+    assert after == before and any(before) and not all(before)
     assert method.forward_func is gpt2
     assert not any(module._forward_hooks or "forward" in vars(module) for module in gpt2.modules())
     assert all(parameter.grad is None for parameter in gpt2.parameters())
