@@ -1,7 +1,7 @@
 """Time and memory of LLMIBAAttribution against plain forward passes.
 
     python -m benchmarks.llm                        # CPU, one thread; about 10 minutes
-    python -m benchmarks.llm --family llama --tokens 128
+    python -m benchmarks.llm --family llama --tokens 128 --steps 2
 
 Random weights, 12 layers, 384 features, layers early, in the middle and late. Each line is a process of its own: CPU
 seconds; the growth of its peak resident memory over model and statistics; what a backward pass through one layer has to
@@ -34,7 +34,7 @@ from captum_iba.attr._llm_forward import AnswerLikelihood, Question
 from captum_iba.bottleneck.containers import leaves_in
 from captum_iba.bottleneck.replay import Recording, Site
 
-N_LAYERS, WIDTH, VOCABULARY, N_SAMPLES, N_STEPS = 12, 384, 8192, 10, 10
+N_LAYERS, WIDTH, VOCABULARY, N_SAMPLES = 12, 384, 8192, 10
 DEPTHS = {"early": 1, "middle": 6, "late": 10}
 FEW_ROWS = 2
 NAMES = ("one row", "ten rows", "gradient", "attribution", f"attribution, {FEW_ROWS} rows")
@@ -152,13 +152,13 @@ def activations(family: str, depth: int, n_tokens: int, rows: int) -> int:
     return sum(kept.values())
 
 
-def measure(name: str, family: str, depth: int, n_tokens: int) -> None:
+def measure(name: str, family: str, depth: int, n_tokens: int, n_steps: int) -> None:
     run, rows = variant(name, family, depth, n_tokens)
     run(1)  # first calls load kernels
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, start = memory("VmRSS"), time.process_time()
-    run(N_STEPS)
+    run(n_steps)
     seconds, extra = time.process_time() - start, memory("VmHWM") - before
     layer = activations(family, depth, n_tokens, rows)
     print(f"{seconds:8.2f} s {extra / 2**20:10.1f} MB {layer / 2**20:16.1f} MB {extra / layer:12.1f}")
@@ -174,7 +174,7 @@ def prefix(family: str, depth: int, n_tokens: int) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 
-def table(family: str, n_tokens: int, places: Iterable[str]) -> None:
+def table(family: str, n_tokens: int, n_steps: int, places: Iterable[str]) -> None:
     head = f"{family}, {n_tokens} tokens"
     print(f"\n{head:27s} CPU time  extra memory  layer's activations  ratio")
     for place in places:
@@ -182,7 +182,8 @@ def table(family: str, n_tokens: int, places: Iterable[str]) -> None:
         kept = prefix(family, depth, n_tokens)
         print(f"{place}, layer {depth} of {N_LAYERS}: the recorded prefix keeps {kept:.1f} MB")
         for name in NAMES:
-            command = [sys.executable, "-m", "benchmarks.llm", "--measure", name, family, str(depth), str(n_tokens)]
+            numbers = [str(number) for number in (depth, n_tokens, n_steps)]
+            command = [sys.executable, "-m", "benchmarks.llm", "--measure", name, family, *numbers]
             # large blocks go back to the system when they are freed
             environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -193,15 +194,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=("gpt2", "llama"), action="append")
     parser.add_argument("--tokens", type=int, action="append")
+    parser.add_argument("--steps", type=int, default=10, help="of each attribution")
     parser.add_argument("--place", choices=tuple(DEPTHS), action="append")
-    parser.add_argument("--measure", nargs=4, metavar=("NAME", "FAMILY", "DEPTH", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--measure", nargs=5, metavar=("NAME", "FAMILY", "DEPTH", "TOKENS", "STEPS"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.measure:
-        name, family, depth, n_tokens = arguments.measure
-        return measure(name, family, int(depth), int(n_tokens))
+        name, family, *numbers = arguments.measure
+        return measure(name, family, *(int(number) for number in numbers))
     for family in arguments.family or ("gpt2", "llama"):
         for n_tokens in arguments.tokens or (128, 512):
-            table(family, n_tokens, arguments.place or DEPTHS)
+            table(family, n_tokens, arguments.steps, arguments.place or DEPTHS)
     return None
 
 

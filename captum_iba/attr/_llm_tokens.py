@@ -133,10 +133,11 @@ def without_skipped(ids: Tensor, skip_tokens: Sequence[int] | Sequence[str] | No
             f"skip_tokens is a {type(skip_tokens).__name__}; wanted a list of token ids or of tokens. Pass gen_args by "
             "name."
         )
-    skipped = list(skip_tokens)
-    if isinstance(skipped[0], str):
-        skipped = tokenizer.convert_tokens_to_ids(skipped)
-    return ids[~torch.isin(ids, torch.tensor(skipped))]
+    skipped: list[Any] = list(skip_tokens)
+    if all(isinstance(token, str) for token in skipped):
+        # None: a token that this vocabulary does not have
+        skipped = [token for token in tokenizer.convert_tokens_to_ids(skipped) if token is not None]
+    return ids[~torch.isin(ids, as_tokens(skipped, "skip_tokens", tokenizer))]
 
 
 def contrast_tokens(contrast: Tokens, answer: Tensor, one_for_all: bool, tokenizer: Any) -> Tensor:

@@ -63,6 +63,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "gen_args with target": ({"gen_args": {"max_new_tokens": 2}}, InvalidArgumentError, "gen_args is for an answer"),
     "gen_args in third place": ({"skip_tokens": {"a": 1}}, InvalidTypeError, "Pass gen_args by name"),
     "one skipped word": ({"skip_tokens": "mat"}, InvalidTypeError, "skip_tokens is a str; wanted a list"),
+    "skipped numbers": ({"skip_tokens": [1.5]}, InvalidTypeError, r"skip_tokens=\[1.5\]; wanted"),
     "per": ({"per": "word"}, InvalidArgumentError, "per='word'; wanted 'token' or 'sequence'"),
     "additional_forward_args": ({"additional_forward_args": 1}, InvalidArgumentError, "additional_forward_args is set"),
     "contrast of another length": ({"contrast": "dog far"}, InvalidArgumentError, r"has 2 tokens and the answer 1: \["),
