@@ -47,7 +47,7 @@ def train(family: str, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = build(family, len(WORDS), width=48, n_layers=1, tie_word_embeddings=False,
                       bos_token_id=0, **SHAPES[family]).eval()  # fmt: skip
-    generator, n_steps = torch.Generator().manual_seed(seed), 150
+    generator, n_steps = torch.Generator().manual_seed(seed), 200
     adam = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rates = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=5e-3, total_steps=n_steps, pct_start=0.1)
     for _ in range(n_steps):
