@@ -1,7 +1,7 @@
 """Time and memory of LLMIBAAttribution against plain forward passes.
 
-    python -m benchmarks.llm                        # CPU, one thread; about 10 minutes
-    python -m benchmarks.llm --family llama --tokens 128 --steps 2
+    python -m benchmarks.llm                        # CPU, one thread; about 30 minutes
+    python -m benchmarks.llm --tokens 128 --steps 2 # about 3 minutes; the peak is that of any number of steps
 
 Random weights, 12 layers, 384 features, layers early, in the middle and late. Each line is a process of its own: CPU
 seconds; the growth of its peak resident memory over model and statistics; what a backward pass through one layer has to
