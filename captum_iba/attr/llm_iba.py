@@ -258,7 +258,7 @@ class LLMIBAAttribution(LLMGradientAttribution):
     def _check(self, per: str, contrast: Tokens | None, kwargs: Mapping[str, Any]) -> None:
         if per not in ("token", "sequence"):
             raise InvalidArgumentError(f"per={per!r}; wanted 'token' or 'sequence'.")
-        for name in ("inputs", "additional_forward_args"):
+        for name in ("inputs", "additional_forward_args", "position_mask"):  # one prompt has no padding
             if name in kwargs:
                 raise InvalidArgumentError(f"{name} is set from inp and target here; leave it out.")
         if contrast is None:

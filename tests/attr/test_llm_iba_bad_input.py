@@ -66,6 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "skipped numbers": ({"skip_tokens": [1.5]}, InvalidTypeError, r"skip_tokens=\[1.5\]; wanted"),
     "per": ({"per": "word"}, InvalidArgumentError, "per='word'; wanted 'token' or 'sequence'"),
     "additional_forward_args": ({"additional_forward_args": 1}, InvalidArgumentError, "additional_forward_args is set"),
+    "position_mask": ({"position_mask": torch.ones(1, 3)}, InvalidArgumentError, "position_mask is set from inp"),
     "contrast of another length": ({"contrast": "dog far"}, InvalidArgumentError, r"has 2 tokens and the answer 1: \["),
     "contrast too short": (
         {"target": "mat and", "contrast": "dog", "per": "sequence"},
