@@ -14,6 +14,7 @@ from captum._utils.common import (
 )
 from captum._utils.typing import TargetType
 from captum.attr import LayerAttribution
+from captum.attr._core.llm_attr import _convert_ids_to_pretty_tokens
 from captum.attr._utils.attribution import Attribution, GradientAttribution
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
@@ -28,6 +29,7 @@ __all__ = [
     "LayerAttribution",
     "PropagationRule",
     "TargetType",
+    "_convert_ids_to_pretty_tokens",
     "_expand_additional_forward_args",
     "_expand_target",
     "_format_additional_forward_args",

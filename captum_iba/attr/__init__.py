@@ -7,6 +7,8 @@ from captum_iba.attr.information_by_layer import information_by_layer
 from captum_iba.attr.layer_iba import LayerIBA
 from captum_iba.attr.layer_information import LayerInformation
 from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
+from captum_iba.attr.llm_iba import LLMIBAAttribution
+from captum_iba.attr.llm_result import LLMIBAAttributionResult
 from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.attr.resize import resize_bits
 from captum_iba.attr.suggest_layer import suggest_layer
@@ -15,6 +17,8 @@ from captum_iba.attr.training_history import Measures, TrainingHistory
 __all__ = [
     "IBA",
     "IBADiagnostics",
+    "LLMIBAAttribution",
+    "LLMIBAAttributionResult",
     "LayerIBA",
     "LayerInformation",
     "LayerReadoutIBA",

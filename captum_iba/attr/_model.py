@@ -174,6 +174,22 @@ def evaluation_mode(modules: Sequence[nn.Module], warner: Warner) -> Iterator[No
             module.training = True
 
 
+@contextmanager
+def frozen_parameters(module: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for a gradient, and put each one's flag back.
+
+    Nobody computes these gradients here, but autograd would keep what they need: the inputs of all linear layers.
+    """
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 

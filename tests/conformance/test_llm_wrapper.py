@@ -7,22 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from captum.attr import LLMGradientAttribution, TextTokenInput
+from captum.attr import LLMAttributionResult, LLMGradientAttribution, TextTokenInput
 from torch import Tensor, nn
 
 from captum_iba import LayerIBA
-from captum_iba.attr import LayerReadoutIBA
+from captum_iba.attr import LLMIBAAttribution
 from tests.conformance._adapter import FittedLayerReadoutIBA
 
 WORDS = ("<unk>", "the", "cat", "sat", "on", "mat", "and", "dog", "ran", "far")
 PROMPT, ANSWER = "the cat sat on", ("mat", "and", "far")
 KNOBS = {"n_steps": 4, "n_samples": 3, "beta": 0.1}
-
-
-class LLMIBAAttribution(LLMGradientAttribution):
-    """Captum's wrapper, told that LayerIBA and LayerReadoutIBA are welcome."""
-
-    SUPPORTED_METHODS = (LayerIBA, LayerReadoutIBA)
 
 
 class WordTokenizer:
@@ -94,14 +88,15 @@ def explain(iba: LayerIBA, wrapper: LLMIBAAttribution | None = None) -> Any:
 
 
 def spy_on(wrapper: LLMIBAAttribution) -> list[tuple[int, int, int]]:
-    """Record (step, token whose probability is returned, rows of the input) of each forward pass."""
+    """Record (answer tokens read, token whose probability is returned, rows of the input) of each forward pass."""
     seen: list[tuple[int, int, int]] = []
     function = wrapper.attr_method.forward_func
     plain = function.forward
 
-    def forward(ids: Tensor, inp: Any, target_tokens: Tensor, step: int) -> Tensor:
-        seen.append((step, int(target_tokens[step]), len(ids)))
-        return plain(ids, inp, target_tokens, step)
+    def forward(ids: Tensor, question: Any) -> Tensor:
+        (token,) = question.tokens
+        seen.append((ids.shape[1] - len(PROMPT.split()), token, len(ids)))
+        return plain(ids, question)
 
     function.forward = forward
     return seen
@@ -135,6 +130,8 @@ def test_each_row_is_the_map_of_its_token(language_model: CausalLM, iba: LayerIB
 def test_the_result_has_a_row_per_token_and_a_column_per_word(iba: LayerIBA) -> None:
     """The result is finite, differs from token to token, names the words, and sums to the sequence's map."""
     result = explain(iba)
+    assert isinstance(result, LLMAttributionResult)
+    assert issubclass(LLMIBAAttribution, LLMGradientAttribution)
     assert result.token_attr.shape == (3, 4)
     assert torch.isfinite(result.token_attr).all()
     assert result.token_attr.std(dim=0).min() > 1e-3
@@ -166,3 +163,16 @@ def test_a_readout_explains_each_step_with_what_came_before(language_model: Caus
         bits = readout.attribute(sequence)[0, : ids.shape[1], 0]
         torch.testing.assert_close(result.token_attr[i].to(bits), bits, rtol=0.0, atol=1e-6)
         assert bits.std() > 1e-3
+
+
+def test_a_readout_explains_a_whole_answer_in_one_pass(language_model: CausalLM) -> None:
+    """One map of the prompt and all tokens but the last, cut to the prompt; the target does not change it."""
+    readout = FittedLayerReadoutIBA(language_model, language_model.block, readout_layers=["block", "head"])
+    readout.estimate(torch.randint(1, len(WORDS), (64, 6)))
+    wrapper, tokenizer = LLMIBAAttribution(readout, WordTokenizer()), WordTokenizer()
+    result = wrapper.attribute(TextTokenInput(PROMPT, tokenizer), target=" ".join(ANSWER), per="sequence")
+    sequence = torch.tensor([tokenizer.encode(PROMPT) + tokenizer.encode(" ".join(ANSWER[:-1]))])
+    bits = readout.attribute(sequence)[0, :, 0]
+    torch.testing.assert_close(result.seq_attr, bits[:4])
+    torch.testing.assert_close(result.answer_attr[0, :2], bits[4:])
+    assert result.token_attr is None
