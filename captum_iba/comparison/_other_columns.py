@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, plain, scores
 from captum_iba.comparison._types import Array, Curve, MetricInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
+from captum_iba.comparison.example import Kind
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics import bounding_box_ratio, sufficiency
 
@@ -23,6 +24,7 @@ class BoundingBoxColumn:
     """Share of the n most relevant pixels inside boxes of n pixels."""
 
     needs_boxes: bool = True
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:
@@ -68,7 +70,8 @@ class SufficiencyColumn:
             maps,
             state.layer,
             state.statistics,
-            target=state.target,
+            state.additional_forward_args,
+            state.target,
             n_samples=self.n_samples,
             max_examples_per_batch=state.rows,
             seed=state.seed,
@@ -102,6 +105,7 @@ class InfidelityColumn:
     deviation: float = 0.1
     n_perturb_samples: int = 20
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:
@@ -154,6 +158,7 @@ class SensitivityMaxColumn:
 
     n_perturb_samples: int = 3
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_iba.attr import resize_bits
-from captum_iba.comparison._types import HeatMap
-from captum_iba.comparison.methods import BITS
+from captum_iba.comparison._types import BITS, HeatMap
 
 _LONGEST = 112
 _QUALITY = 85
@@ -41,7 +40,12 @@ def to_heat_map(maps: Tensor, unit: str, size: tuple[int, int]) -> HeatMap:
     if longest > _LONGEST:
         smaller = tuple(max(1, round(side * _LONGEST / longest)) for side in values.shape[2:])
         values = F.interpolate(values, smaller, mode="area")
-    grid = values[0, 0].numpy()
+    return quantised(values[0, 0])
+
+
+def quantised(values: Tensor) -> HeatMap:
+    """Values (h, w) as 256 levels, zero always on the scale."""
+    grid = values.detach().double().cpu().numpy()
     low, high = min(0.0, float(grid.min())), float(grid.max())
     scale = 255 / (high - low) if high > low else 0.0
     return HeatMap(np.round((grid - low) * scale).astype(np.uint8), low, high)

@@ -6,6 +6,7 @@ the output is to them, the mean for signed gradients, the sum for methods that s
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from captum_iba.attr import LayerIBA
 from captum_iba.attr.pattern_attribution import PatternAttribution
+from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison._graph import assert_deep_lift_modules, assert_relu_modules
+from captum_iba.comparison._types import BITS
 from captum_iba.comparison.lrp import prepare_lrp
-from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
+from captum_iba.comparison.methods import Context, Explainer, Method, add_method
 
 _STEPS = 50
 _NOISE = 0.15
@@ -61,13 +64,14 @@ def seeded(seed: int, like: Tensor) -> Iterator[None]:
 
 def _random(context: Context) -> Explainer:
     def explain(x: Tensor, _target: Tensor) -> Tensor:
-        size = x.shape[2] * x.shape[3]
-        values = torch.linspace(-1, 1, size)
+        # (1, h, w) for an image, (T,) for token ids
+        shape = (1, *x.shape[2:]) if x.is_floating_point() else x.shape[1:]
+        values = torch.linspace(-1, 1, math.prod(shape))
         maps = []
-        for image in x:
-            generator = torch.Generator("cpu").manual_seed(_noise_seed(image, context))
-            maps.append(values[torch.randperm(size, generator=generator)].view(1, *x.shape[2:]))
-        return torch.stack(maps).to(x)
+        for one in x:
+            generator = torch.Generator("cpu").manual_seed(_noise_seed(one, context))
+            maps.append(values[torch.randperm(len(values), generator=generator)].view(shape))
+        return torch.stack(maps).to(x.device, x.dtype if x.is_floating_point() else values.dtype)
 
     return explain
 
@@ -192,17 +196,17 @@ def _layer_iba(context: Context) -> Explainer:
     method: Any = LayerIBA(context.model, context.layer, statistics=context.statistics)
     chosen = {"seed": context.seed} | context.options_of("LayerIBA")
 
-    def explain(x: Tensor, y: Tensor) -> Tensor:
+    def explain(x: Tensor, y: Tensor, additional_forward_args: Additional = None) -> Tensor:
         limit = None if context.limit is None else max(context.limit, len(x))
-        options = {"internal_batch_size": limit} | chosen
+        options = {"internal_batch_size": limit, "additional_forward_args": additional_forward_args} | chosen
         bits: Tensor = method.attribute(x, target=y, **options)
         return bits
 
     return explain
 
 
+add_method(Method("Random", _random, "A random ranking of the positions, without ties."))
 for _name, _build, _description in (
-    ("Random", _random, "A random ranking of the pixels, without ties."),
     ("Gradient", _gradient, "Gradient of the class score, mean over the channels, with its sign."),
     ("Saliency", _saliency, "Absolute gradient, largest over the channels."),
     ("InputXGradient", _input_x_gradient, "Input times gradient, summed over the channels."),
@@ -250,7 +254,7 @@ for _name, _build, _description in (
         "the channels.",
     ),
 ):
-    add_method(Method(_name, _build, _description, is_fitted=_name == "PatternAttribution"))
+    add_method(Method(_name, _build, _description, is_fitted=_name == "PatternAttribution", kinds=("image",)))
 add_method(
     Method(
         "LayerIBA",

@@ -17,7 +17,8 @@ from captum_iba.attr._numbers import is_integer
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison._calibration_batches import Batches
-from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
+from captum_iba.comparison._types import BITS
+from captum_iba.comparison.methods import Context, Explainer, Method, add_method
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, ReadoutFileError
 
 NAME = "LayerReadoutIBA"
@@ -115,5 +116,6 @@ add_method(
         "steps as warm-up), or loaded. It does not depend on the class.",
         BITS,
         is_fitted=True,
+        kinds=("image",),
     )
 )
