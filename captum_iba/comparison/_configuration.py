@@ -45,7 +45,7 @@ def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None
         "model": name or type(context.model).__name__,
         "weights": _digest(context.model.state_dict().values()),
         "layer": _or_reason(lambda: names[context.layer]),
-        **_layers_of_kind(context, names),
+        **_of_kind(context, examples, names),
         "statistics": _or_reason(lambda: _summary(context.statistics)) if is_fitted else "not needed",
         "calibration": _or_reason(lambda: context.calibration.summary) if is_calibrated else "not needed",
         "methods": [_method(method) for method in plan.methods],
@@ -77,11 +77,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def _layers_of_kind(context: Context, names: Mapping[nn.Module, str]) -> dict[str, object]:
+def _of_kind(context: Context, examples: ExampleSet, names: Mapping[nn.Module, str]) -> dict[str, object]:
     """What only images need, or only texts, whose baseline belongs to the data."""
     if context.example.is_floating_point():
         return {"gradcam_layer": _or_reason(lambda: names[context.gradcam_layer]), "baselines": context.baselines}
-    return {"embedding": _or_reason(lambda: names[context.embedding])}
+    token = getattr(getattr(examples, "encode", None), "baseline_token", None)
+    return {"embedding": _or_reason(lambda: names[context.embedding]), "baseline_token": token}
 
 
 def _method(method: Method) -> str:
