@@ -70,6 +70,11 @@ def load_text_classifier(name_or_path: str | os.PathLike[str]) -> TextClassifier
         f"model={name!r} has no tokenizer that can be loaded",
         "Wanted its files, such as tokenizer.json, beside the model's: tokenizer.save_pretrained(folder).",
     )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there is none
+        raise InvalidArgumentError(
+            f"model={name!r} has no tokenizer with words. Wanted its files, such as tokenizer.json, beside the "
+            "model's: tokenizer.save_pretrained(folder)."
+        )
     names = model.config.id2label
     return TextClassifier(name, model.float().eval(), tokenizer, [str(names[index]) for index in sorted(names)])
 

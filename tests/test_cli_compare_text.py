@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +51,21 @@ def test_the_command_is_the_call(folder, capsys):
     assert known["layer"] == LAYER and known["baseline_token"] == "[MASK]" and known["model"] == "model"
     page = (folder / "out/report.html").read_text()
     assert "LABEL_1" in page and 'id="texts"' in page and "bits per token" in page
+
+
+def test_two_processes_find_what_one_finds(folder):
+    """Under torchrun the texts are shared out; the store of both is one file."""
+    assert run(folder, *COMMON) == 1
+    alone = (folder / "out/scores.csv").read_text()
+    files = ("--text", folder / "dev.tsv", "--model", folder / "model", "--calibrate", folder / "train.tsv")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "captum_iba"]
+    command = [*launch, "compare", *files, *COMMON, "--output", folder / "both"]
+    subprocess.run([str(part) for part in command], capture_output=True, timeout=300, check=False)
+    rows = [list(csv.reader(text.splitlines())) for text in (alone, (folder / "both/scores.csv").read_text())]
+    assert [row[:5:4] for row in rows[0]] == [row[:5:4] for row in rows[1]]
+    found, wanted = ([float(row[5]) for row in own[1:]] for own in rows)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert [path.name for path in (folder / "both").glob("*.sqlite")] == ["results.sqlite"]
 
 
 def test_the_sets_for_text_are_the_default(folder):

@@ -233,6 +233,8 @@ def as_examples(dataset: object, *, to_display: ToDisplay | None = None) -> Exam
         return dataset  # type: ignore[return-value]
     if isinstance(dataset, TensorDataset):
         dataset = dataset.tensors
+    if isinstance(dataset, tuple) and dataset and isinstance(dataset[0], (list, tuple)) and _are_texts(dataset[0]):
+        raise InvalidTypeError("dataset holds texts; pass TextExamples(texts, labels, tokenizer), or a TextFile.")
     if isinstance(dataset, tuple) and len(dataset) in (2, 3):
         images, targets, *masks = dataset
         return TensorExamples(images, targets, masks[0] if masks else None, display=to_display)
@@ -249,6 +251,10 @@ def as_examples(dataset: object, *, to_display: ToDisplay | None = None) -> Exam
         "with a length whose items are (image, class) or (image, class, mask), or an object with keys, fingerprint and "
         "load such as PhotoFolder."
     )
+
+
+def _are_texts(values: Sequence[object]) -> bool:
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def _update(digest: Any, part: Tensor | None) -> None:

@@ -16,7 +16,8 @@ from captum_iba.attr import LayerIBA, suggest_layer
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._arguments import Additional, logits_of
 from captum_iba.comparison._calibration_batches import Batches, Calibration
-from captum_iba.comparison._layers import find_embedding, last_feature_map
+from captum_iba.comparison._embedding import find_embedding
+from captum_iba.comparison._gradcam_layer import last_feature_map
 from captum_iba.comparison._types import BITS, NO_UNIT, Baseline
 from captum_iba.comparison.example import KINDS, Kind
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError

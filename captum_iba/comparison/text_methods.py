@@ -97,8 +97,8 @@ for _name, _build, _description in (
     (
         "AttentionRollout",
         _rollout,
-        "The attention weights of all layers multiplied, from the first token on (decoders: position=-1). It does not "
-        "depend on the class.",
+        "Attention weights, mean over the heads and half identity, multiplied over the layers; the first token's row "
+        "(decoders: position=-1). It does not depend on the class.",
     ),
     ("GradientNorm", _gradient_norm, "L2 norm of the gradient of the class score at each token's embedding."),
 ):

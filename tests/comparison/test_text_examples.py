@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captum_iba.comparison import JoinedExamples, TextExamples, TextFile
+from captum_iba.comparison import JoinedExamples, TextExamples, TextFile, as_examples
 from captum_iba.errors import (
     CaptumIBAWarning,
     InvalidArgumentError,
@@ -170,6 +170,7 @@ def test_mistakes_are_named(tmp_path):
     write(tmp_path / "a.tsv", lines())
     (tmp_path / "empty.tsv").write_text("\n\n")
     mistakes = [
+        (InvalidTypeError, "dataset holds texts; pass TextExamples", lambda: as_examples((TEXTS, LABELS))),
         (InvalidTypeError, "tokenizer is a str", lambda: TextExamples(["a"], [0], "bert")),
         (InvalidTypeError, "texts is a str", lambda: TextExamples("abc", [0, 0, 0], tokenizer())),
         (MismatchedArgumentsError, "2 labels do not fit 1 texts", lambda: examples(["a"], [0, 1])),

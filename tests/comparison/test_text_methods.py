@@ -11,7 +11,7 @@ from captum_iba.attr.attention_rollout import AttentionRollout
 from captum_iba.comparison import compare
 from captum_iba.comparison._arguments import logits_of
 from captum_iba.comparison._column import ExampleState
-from captum_iba.comparison._layers import find_embedding
+from captum_iba.comparison._embedding import find_embedding
 from captum_iba.comparison._text_calibration import TextCalibration
 from captum_iba.comparison.captum_methods import seed_of
 from captum_iba.comparison.methods import TEXT, Context, find_methods
