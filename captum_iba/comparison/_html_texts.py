@@ -79,7 +79,8 @@ def _line(place: int, info: MethodInfo, example: ExampleInfo, results: Results) 
 
 def values_of(heatmap: HeatMap) -> Array:
     """The values of a text's map, (T,)."""
-    found: Array = heatmap.low + heatmap.levels[0] / 255.0 * (heatmap.high - heatmap.low)
+    top = np.iinfo(heatmap.levels.dtype).max
+    found: Array = heatmap.low + heatmap.levels[0] / float(top) * (heatmap.high - heatmap.low)
     return found
 
 

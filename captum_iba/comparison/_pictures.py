@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +44,9 @@ def to_heat_map(maps: Tensor, unit: str, size: tuple[int, int]) -> HeatMap:
     return quantised(values[0, 0])
 
 
-def quantised(values: Tensor) -> HeatMap:
-    """Values (h, w) as 256 levels, zero always on the scale."""
+def quantised(values: Tensor, levels: type[np.unsignedinteger[Any]] = np.uint8) -> HeatMap:
+    """Values (h, w) as levels, zero always on the scale."""
     grid = values.detach().double().cpu().numpy()
     low, high = min(0.0, float(grid.min())), float(grid.max())
-    scale = 255 / (high - low) if high > low else 0.0
-    return HeatMap(np.round((grid - low) * scale).astype(np.uint8), low, high)
+    scale = np.iinfo(levels).max / (high - low) if high > low else 0.0
+    return HeatMap(np.round((grid - low) * scale).astype(levels), low, high)

@@ -14,7 +14,7 @@ from captum_iba.comparison._text import number_text, plain_figure_text, probabil
 from captum_iba.comparison._types import ExampleInfo, MethodInfo, Results
 from captum_iba.errors import InvalidArgumentError
 
-FOR, AGAINST = (0.90, 0.47, 0.0), (0.16, 0.43, 0.90)
+_ABOVE, _BELOW = (0.90, 0.47, 0.0), (0.16, 0.43, 0.90)
 _SIZE, _LINE_INCHES, _NAME_INCHES, _WIDTH_INCHES = 8, 0.2, 2.6, 12.0
 # of the monospaced font, whose characters are all as wide
 _CHARACTER_INCHES = 0.602 * _SIZE / 72
@@ -28,8 +28,8 @@ def plot_texts(results: Results, n: int = 8) -> Figure:
         n (int, optional): the most texts. Default: 8.
 
     Returns:
-        matplotlib.figure.Figure: orange speaks for the class, blue against it; each line has its own scale, whose ends
-        stand beside the method's name, and whose strongest colour is the largest value of a token that is not special.
+        matplotlib.figure.Figure: orange is above zero, blue below; each line has its own scale, whose ends stand beside
+        the method's name, and whose strongest colour is the largest value of a token that is not special.
         Drawn without pyplot; ``figure.savefig(path)`` writes it.
 
     Raises:
@@ -98,7 +98,7 @@ def _draw_line(
         strengths = strengths_of(values_of(heatmap), example.special).tolist()
     _write(figure, f"{info.name}, {scale}", 0.1, top, size=5.5)
     for token, strength, (x, line) in zip(example.tokens, strengths, places, strict=True):
-        colour = (*(FOR if strength >= 0 else AGAINST), 0.6 * abs(strength))
+        colour = (*(_ABOVE if strength >= 0 else _BELOW), 0.6 * abs(strength))
         box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
         _write(figure, token, x, top - line * _LINE_INCHES, family="monospace", bbox=box)
 

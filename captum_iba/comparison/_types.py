@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -111,11 +111,12 @@ class HeatMap:
     """One method's map of one example, quantised for display.
 
     Attributes:
-        levels (ndarray): (h, w), uint8; 0 stands for low, 255 for high. Of a text (1, T).
+        levels (ndarray): (h, w), uint8: 0 stands for low, 255 for high. Of a text (1, T), uint16, up to 65535: one
+            special token may have a hundred times what the others have.
         low, high (float): ends of the scale, in the method's unit.
     """
 
-    levels: npt.NDArray[np.uint8]
+    levels: npt.NDArray[np.unsignedinteger[Any]]
     low: float
     high: float
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ class TextExample:
 
     def heat_map(self, maps: Tensor, unit: str) -> HeatMap:
         """(1, T), see :class:`AnyExample`."""
-        return quantised(maps)
+        return quantised(maps, np.uint16)
 
     def ranked(self, maps: Tensor) -> Tensor:
         """Without the special tokens, see :class:`AnyExample`."""

@@ -34,8 +34,8 @@ def results(n=3, length=13, n_methods=2):
     ran = [METHODS[0], METHODS[1], *(MethodInfo(f"method {i}", "", "") for i in range(n_methods - 2))]
 
     def one(place):
-        levels = generator.integers(0, 256, (1, length)).astype(np.uint8)
-        levels[0, :2] = 0, 255
+        levels = generator.integers(0, 65536, (1, length)).astype(np.uint16)
+        levels[0, :2] = 0, 65535
         return HeatMap(levels, -1.0 if place else 0.0, 3.0)
 
     maps = {info.name: {e.key: one(place) for e in examples} for place, info in enumerate(ran)}
