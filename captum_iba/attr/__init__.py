@@ -1,5 +1,6 @@
 """Attribution methods as Captum knows them."""
 
+from captum_iba.attr.attention_rollout import AttentionRollout
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.iba import IBA
 from captum_iba.attr.layer_iba import LayerIBA
@@ -11,6 +12,7 @@ from captum_iba.attr.training_history import Measures, TrainingHistory
 
 __all__ = [
     "IBA",
+    "AttentionRollout",
     "IBADiagnostics",
     "LayerIBA",
     "LayerReadoutIBA",
