@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, plain, scores
 from captum_iba.comparison._types import Array, Curve, MetricInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
+from captum_iba.comparison.methods import Logits
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics import bounding_box_ratio, sufficiency
 
@@ -124,7 +125,7 @@ class InfidelityColumn:
 
         with seeded(state.seed, state.inputs):
             value = captum.metrics.infidelity(
-                state.model,
+                Logits(state.model),
                 perturb,
                 state.inputs,
                 attributions,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._warn import Warner
+from captum_iba.attr import tokens_to_map
+from captum_iba.attr._objective import output_tensor
 from captum_iba.comparison._column import Column, ExampleState, Record
 from captum_iba.comparison._cost import Cost
 from captum_iba.comparison._pictures import to_heat_map, to_jpeg
@@ -26,6 +28,7 @@ from captum_iba.errors import (
     CaptumIBAWarning,
     InvalidArgumentError,
     NonFiniteError,
+    NoTensorError,
     UnreadableExampleError,
 )
 
@@ -107,7 +110,8 @@ class Runner:
         """Name of the predicted class and the target's probability; nothing where memory does not suffice for that."""
         try:
             with torch.no_grad():
-                probability = self._plan.context.model(inputs).double().softmax(dim=1)[0]
+                output = output_tensor(self._plan.context.model(inputs))
+            probability = output.double().softmax(dim=1)[0]
         except torch.OutOfMemoryError:
             return "", float("nan")
         except Exception as error:
@@ -245,7 +249,10 @@ def _assert_options_used(context: Context, name: str) -> None:
 def _checked(maps: object, inputs: Tensor) -> Tensor:
     """One finite map an example, (1, C, h, w), detached."""
     if isinstance(maps, Tensor) and maps.ndim == 3 and inputs.ndim == 4:
-        maps = maps.unsqueeze(1)
+        is_tokens = maps.shape[2] == 1 < min(maps.shape[1], inputs.shape[3])
+        maps = (
+            tokens_to_map(maps, image_size=(inputs.shape[2], inputs.shape[3])).map if is_tokens else maps.unsqueeze(1)
+        )
     if not isinstance(maps, Tensor) or maps.ndim != inputs.ndim or len(maps) != len(inputs) or maps.numel() == 0:
         found = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         raise InvalidArgumentError(f"The method returned {found}; wanted maps (1, C, h, w) for {list(inputs.shape)}.")
@@ -260,6 +267,14 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, CaptumIBAError) else f"{type(error).__name__}: {text}"
 
 
+def _logits(output: object) -> object:
+    """The tensor of an output, or the output where it has none."""
+    try:
+        return output_tensor(output)
+    except NoTensorError:
+        return output
+
+
 def assert_logits(model: nn.Module, example: Tensor, categories: Sequence[str] | None) -> None:
     """Refuse a model whose output is no row of logits, or has another number of classes than there are names.
 
@@ -268,7 +283,7 @@ def assert_logits(model: nn.Module, example: Tensor, categories: Sequence[str] |
     """
     try:
         with torch.no_grad():
-            output = model(example)
+            output = _logits(model(example))
     except torch.OutOfMemoryError:  # becomes the reason of every method
         return
     except Exception as error:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.attr import LayerIBA, suggest_layer
+from captum_iba.attr._objective import output_tensor
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._calibration_batches import Batches, Calibration
+from captum_iba.comparison._gradcam_layer import last_feature_map
 from captum_iba.comparison._types import Baseline
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._baselines import make_baselines
@@ -23,7 +25,10 @@ from captum_iba.metrics._perturb import default_rows
 T = TypeVar("T")
 
 Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed."""
+"""``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed.
+
+Of a vision transformer's tokens (B, T, 1) will do, see :func:`captum_iba.attr.tokens_to_map`.
+"""
 
 NO_UNIT = "relevance, no unit"
 BITS = "bits per pixel"
@@ -160,7 +165,16 @@ class Context:
 
     @cached_property
     def copy(self) -> nn.Module:
-        """A copy of the model whose activations do not overwrite their input, which backward hooks need."""
+        """A copy of the model that returns its logits as a tensor.
+
+        Its activations do not overwrite their input, which backward hooks need.
+        """
+        with torch.no_grad():
+            output = self.model(self.example)
+        return self._duplicate if isinstance(output, Tensor) else Logits(self._duplicate)
+
+    @cached_property
+    def _duplicate(self) -> nn.Module:
         duplicate = copy.deepcopy(self.model)
         for module in duplicate.modules():
             if getattr(module, "inplace", False) is True:
@@ -170,7 +184,23 @@ class Context:
     def in_copy(self, layer: nn.Module) -> nn.Module:
         """The module of :attr:`copy` that corresponds to one of the model."""
         name = next(name for name, module in self.model.named_modules() if module is layer)
-        return self.copy.get_submodule(name)
+        return self._duplicate.get_submodule(name)
+
+
+class Logits(nn.Module):
+    """A model, returning the tensor of its output: itself, or its ``logits``.
+
+    Args:
+        model (nn.Module): the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The logits of the model's output."""
+        return output_tensor(self.model(*args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -317,7 +347,8 @@ def _unknown(name: str) -> InvalidArgumentError:
 def _load_own() -> None:
     """Register the methods of this package, which must know this module."""
     import captum_iba.comparison.captum_methods
-    import captum_iba.comparison.readout_method  # noqa: F401
+    import captum_iba.comparison.readout_method
+    import captum_iba.comparison.rollout_method  # noqa: F401
 
 
 PAPER = (
@@ -339,38 +370,3 @@ PAPER = (
     "PatternAttribution",
 )
 """The methods of the paper's Table 2, and Captum's further ones."""
-
-
-def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
-    """The last module whose output is a spatial map of features rather than of classes: where GradCAM is put.
-
-    Args:
-        model (nn.Module): in evaluation mode.
-        example (Tensor): (1, C, H, W).
-
-    Raises:
-        InvalidArgumentError: no module gives a map with more than one position.
-    """
-    outputs: dict[nn.Module, Tensor] = {}
-
-    def note(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            outputs.pop(module, None)
-            outputs[module] = output
-
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            logits = model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    n_classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else -1
-    maps = [m for m, out in outputs.items() if out.ndim == 4 and min(out.shape[2:]) > 1 and out.shape[1] != n_classes]
-    blocks = [m for m in maps if not any(m in other.modules() for other in maps if other is not m)]
-    if not blocks:
-        raise InvalidArgumentError(
-            f"No module of {type(model).__name__} gives a spatial feature map; pass gradcam_layer, and choose methods "
-            "that suit the model."
-        )
-    return blocks[-1]
