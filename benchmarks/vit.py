@@ -31,8 +31,9 @@ from captum_iba.metrics import bounding_box_ratio, boxes_to_mask
 LAYER = "vit.encoder.layers.encoder_layer_1"
 BETA = 10.0
 METHODS = ["LayerIBA", "AttentionRollout", "LayerGradCam", "Saliency", "Random"]
-LAYERS = [f"vit.encoder.layers.encoder_layer_{index}" for index in range(4)]
-BETAS = (1.0, 3.0, 10.0, 30.0, 100.0)
+# behind the last block only the class token is read, so that the patches there have no bits
+LAYERS = [f"vit.encoder.layers.encoder_layer_{index}" for index in range(3)]
+BETAS = (1.0, 10.0, 100.0)
 # seeds of canvases that no step of the training sees
 _CALIBRATION, _CHOICE = 10**6, 10**6 + 1
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--canvases", type=int, default=100)
     parser.add_argument("--choose", action="store_true", help="choose layer and beta anew")
-    parser.add_argument("--choose-canvases", type=int, default=40)
+    parser.add_argument("--choose-canvases", type=int, default=30)
     parser.add_argument("--layer", default=LAYER)
     parser.add_argument("--beta", type=float, default=BETA)
     parser.add_argument("--metrics", nargs="+", default=["bounding box"])

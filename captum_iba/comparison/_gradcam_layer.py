@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.attr import tokens_to_map
+from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.attr._objective import output_tensor
 from captum_iba.bottleneck.replay import plain_attention
 from captum_iba.errors import InvalidArgumentError
@@ -28,7 +29,7 @@ def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
         outputs, logits = _outputs(model, example)
     n_classes = logits.shape[1] if logits.ndim == 2 else -1
     maps = [m for m, out in outputs.items() if out.ndim == 4 and min(out.shape[2:]) > 1 and out.shape[1] != n_classes]
-    tokens = [module for module, output in outputs.items() if _are_patches(output, example)]
+    tokens = [module for module, output in outputs.items() if _gives_patches(module, output, example)]
     if tokens:
         tokens = _with_influence(tokens, model, example)
     found = [blocks[-1] for blocks in (_outermost(maps), _outermost(tokens)) if blocks]
@@ -45,7 +46,9 @@ def _outputs(model: nn.Module, example: Tensor) -> tuple[dict[nn.Module, Tensor]
     outputs: dict[nn.Module, Tensor] = {}
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
-        first = output[0] if isinstance(output, tuple) and output else output
+        # blocks of transformers 4 return their tokens in a tuple
+        is_wrapped = isinstance(output, tuple) and output and isinstance(output[0], Tensor) and output[0].ndim == 3
+        first = output[0] if is_wrapped else output  # type: ignore[index]
         if isinstance(first, Tensor):
             outputs.pop(module, None)
             outputs[module] = first
@@ -64,19 +67,23 @@ def _outermost(modules: list[nn.Module]) -> list[nn.Module]:
     return [m for m in modules if not any(m in other.modules() for other in modules if other is not m)]
 
 
-def _are_patches(output: Tensor, example: Tensor) -> bool:
-    """Whether an output is one token a patch of the image, (N, T, C), be there others before them."""
-    if output.ndim != 3 or len(output) != len(example) or not output.is_floating_point():
+def _gives_patches(module: nn.Module, output: Tensor, example: Tensor) -> bool:
+    """Whether a block gives one token a patch of the image, (N, T, C), be there others before them.
+
+    Single layers do not count: the rows of a map that was flattened for a linear layer look like tokens.
+    """
+    is_block = any(True for _ in module.children())
+    if not is_block or output.ndim != 3 or len(output) != len(example) or not output.is_floating_point():
         return False
     try:
         tokens_to_map(output, image_size=(example.shape[2], example.shape[3]))
+        return resolve_channel_dim(output, None, None, module, [], type(module).__name__) == 2
     except InvalidArgumentError:
         return False
-    return True
 
 
 def _with_influence(modules: list[nn.Module], model: nn.Module, example: Tensor) -> list[nn.Module]:
-    """Those on whose patches the highest class's score depends; blocks, if there are any."""
+    """Those on whose patches the highest class's score depends."""
     with torch.enable_grad():
         outputs, logits = _outputs(model, example.detach().clone().requires_grad_())
         score = logits.flatten(1).amax()
@@ -88,5 +95,4 @@ def _with_influence(modules: list[nn.Module], model: nn.Module, example: Tensor)
                 continue
             if bool(tokens_to_map(slope.abs(), image_size=(example.shape[2], example.shape[3])).map.any()):
                 found.append(module)
-    blocks = [module for module in found if list(module.children())]
-    return blocks or found
+    return found

@@ -60,7 +60,8 @@ def compare(
     the examples are shared out among the processes. A method that cannot run on the model is a row with its reason.
 
     Args:
-        model (torch.nn.Module): returns logits (N, classes). For one output z, pass a module that returns (0, z).
+        model (torch.nn.Module): returns logits (N, classes), or an object that holds them as ``logits``. For one output
+            z, pass a module that returns (0, z).
         dataset (object): tensors (images, targets) or (images, targets, masks); a torch Dataset of (image, target) or
             (image, target, mask); a :class:`PhotoFolder`; the demo's canvases; see :func:`as_examples`.
         methods (str, Sequence or Mapping, optional): ``"paper"``; ``"all"``, with those of :func:`register_method`;
@@ -71,14 +72,16 @@ def compare(
             sensitivity_max; or names. Default: ``"paper"``.
         layer (torch.nn.Module or str, optional): of the bottleneck, and of sufficiency. Default: None:
             :func:`suggest_layer`.
-        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map.
+        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map; of a vision transformer
+            the last block whose patches the class score depends on.
         statistics (FeatureStatistics, optional): of ``layer``. Default: None: from ``calibration``.
         calibration (Iterable, optional): batches of images, or tuples that begin with them, which can be iterated
             again: for the statistics, for PatternAttribution, and to train LayerReadoutIBA on (in each process for
             itself). Default: None: up to 1000 of the data set's own images, with a warning.
         method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``: those
             of Captum's ``attribute``, of ``fit`` for PatternAttribution, ``epsilon`` for LRP, and for LayerReadoutIBA
-            ``path``, a file of a trained one, or those of its constructor and ``fit``. Default: None.
+            ``path``, a file of a trained one, or those of its constructor and ``fit``. At token layers of vision
+            transformers ``grid`` and ``n_prefix`` of :func:`captum_iba.attr.tokens_to_map` too. Default: None.
         baselines (str or float, optional): what stands for nothing in an image: ``"mean"``, its mean colour;
             ``"zero"``; ``"blur"``; or a number. For degradation and deletion, and for the methods that compare with a
             baseline. Sensitivity-n has zero, as in the paper. Default: ``"mean"`` (paper).

@@ -1,16 +1,19 @@
 """Comparisons on vision transformers: layer methods' tokens become maps, and outputs with ``logits`` will do."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from captum_iba import LayerIBA, compare
+from captum_iba import LayerIBA, LayerReadoutIBA, compare
 from captum_iba.attr import AttentionRollout, tokens_to_map
+from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison._gradcam_layer import last_feature_map
 from captum_iba.comparison.captum_methods import _grad_cam, _guided_grad_cam, _layer_iba
 from captum_iba.comparison.methods import Context
+from captum_iba.comparison.readout_method import _readout
 from captum_iba.comparison.rollout_method import _rollout
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, UnsupportedModelError
 from tests.attr.test_bad_input import state_of
@@ -99,6 +102,21 @@ def test_layouts_are_options_of_the_methods():
         _grad_cam(context("vit", "LayerGradCam", attr_dim_summation=False))
 
 
+def test_a_readouts_tokens_are_laid_out_too():
+    layer = token_layer("vit")
+    options = {"readout_layers": [layer], "epochs": 1, "hidden_channels": (4, 4)}
+    readout = LayerReadoutIBA(vision_model("vit"), layer, readout_layers=[layer], hidden_channels=(4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one step of training leaves the bottleneck open
+        explain = _readout(context("vit", "LayerReadoutIBA", **options))
+        readout.estimate(Calibration()())
+        chosen = {**SHORT_TRAINING, "epochs": 1, "seed": 0, "warmup_steps": 0}
+        readout.fit(Calibration()(), targets="predictions", show_progress=False, **chosen)
+    found = explain(images(2), TARGETS)
+    assert found.shape == (2, 1, 4, 4)
+    torch.testing.assert_close(found, tokens_to_map(readout.attribute(images(2))).map)
+
+
 def test_rollout_is_that_of_the_attribution_class():
     x = images(2)
     wanted = tokens_to_map(AttentionRollout(vision_model("deit")).attribute(x)).map
@@ -140,6 +158,13 @@ def test_gradcams_layer_is_the_last_one_that_the_class_depends_on():
     assert last_feature_map(swin, images(1)) is swin.swin.encoder.layers[-1]
     of_torchvision = vision_model("torchvision swin")
     assert last_feature_map(of_torchvision, images(1)) is of_torchvision.permute
+
+
+def test_rows_of_a_flattened_map_are_no_tokens():
+    """16 channels of a CNN, flattened, look like 4 x 4 tokens; GradCAM stays at the convolution."""
+    flat = torch.nn.Flatten(2)
+    cnn = toy(torch.nn.Conv2d(1, 16, 3), flat, torch.nn.Linear(196, 3), torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    assert last_feature_map(cnn, toy_images(1)) is cnn[0]
 
 
 def test_gradcam_says_where_it_has_nothing_to_weigh():
