@@ -8,6 +8,7 @@ from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
 from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.attr.resize import resize_bits
 from captum_iba.attr.suggest_layer import suggest_layer
+from captum_iba.attr.tokens_to_map import TokenMap, tokens_to_map
 from captum_iba.attr.training_history import Measures, TrainingHistory
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "LayerReadoutIBA",
     "Measures",
     "PatternAttribution",
+    "TokenMap",
     "TrainingHistory",
     "resize_bits",
     "suggest_layer",
+    "tokens_to_map",
 ]

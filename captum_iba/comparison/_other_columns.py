@@ -15,6 +15,7 @@ from captum_iba.comparison._column import ExampleState, Record, mean_and_error, 
 from captum_iba.comparison._types import Array, Curve, MetricInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
 from captum_iba.comparison.example import Kind
+from captum_iba.comparison.methods import Logits
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics import bounding_box_ratio, sufficiency
 
@@ -128,7 +129,7 @@ class InfidelityColumn:
 
         with seeded(state.seed, state.inputs):
             value = captum.metrics.infidelity(
-                state.model,
+                Logits(state.model),
                 perturb,
                 state.inputs,
                 attributions,

@@ -82,7 +82,8 @@ def compare(
             sensitivity_max, text with sufficiency; or names. Default: None: ``"paper"`` on images, ``"text"`` on text.
         layer (torch.nn.Module or str, optional): of the bottleneck, of LayerGradientXActivation, and of sufficiency.
             Default: None: :func:`suggest_layer`, which knows none for text.
-        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map.
+        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map; of a vision transformer
+            the last block whose patches the class score depends on.
         embedding (torch.nn.Module or str, optional): of the token ids. Default: None: ``model.get_input_embeddings()``
             where there is one, else the ``nn.Embedding`` that is given the ids.
         statistics (FeatureStatistics, optional): of ``layer``. Default: None: from ``calibration``.
@@ -92,7 +93,8 @@ def compare(
             the tokenizer, whose padding is left out. Default: None: up to 1000 of the data set's own, with a warning.
         method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``: those
             of Captum's ``attribute``, of ``fit`` for PatternAttribution, ``epsilon`` for LRP, and for LayerReadoutIBA
-            ``path``, a file of a trained one, or those of its constructor and ``fit``. Default: None.
+            ``path``, a file of a trained one, or those of its constructor and ``fit``. At token layers of vision
+            transformers ``grid`` and ``n_prefix`` of :func:`captum_iba.attr.tokens_to_map` too. Default: None.
         baselines (str or float, optional): what stands for nothing in an image: ``"mean"``, its mean colour;
             ``"zero"``; ``"blur"``; or a number. For degradation and deletion, and for the methods that compare with a
             baseline. Sensitivity-n has zero, as in the paper. Texts have a token of their own for it, see

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from captum_iba.attr import tokens_to_map
 from captum_iba.comparison._pictures import to_heat_map, to_jpeg
 from captum_iba.comparison._types import Array, HeatMap
 from captum_iba.errors import InvalidArgumentError
@@ -131,7 +132,9 @@ class Example:
     def fitted(self, maps: Tensor) -> Tensor:
         """(1, C, h, w), see :class:`AnyExample`."""
         if maps.ndim == 3:
-            maps = maps.unsqueeze(1)
+            size = (self.inputs.shape[1], self.inputs.shape[2])
+            is_tokens = maps.shape[2] == 1 < min(maps.shape[1], size[1])
+            maps = tokens_to_map(maps, image_size=size).map if is_tokens else maps.unsqueeze(1)
         if maps.ndim != 4 or len(maps) != 1 or maps.numel() == 0:
             raise InvalidArgumentError(
                 f"The method returned {list(maps.shape)}; wanted maps (1, C, h, w) for {[1, *self.inputs.shape]}."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.attr import LayerIBA, suggest_layer
+from captum_iba.attr._objective import output_tensor
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._arguments import Additional, logits_of
 from captum_iba.comparison._calibration_batches import Batches, Calibration
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 Explainer: TypeAlias = Callable[..., Tensor]
 """``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed.
+
+Of a vision transformer's tokens (B, T, 1) will do, see :func:`captum_iba.attr.tokens_to_map`.
 
 On text ``explain(inputs (1, T), target (1,), ...) -> maps``: (1, T), (1, T, 1), or (1, T, D), which is summed. Where
 it has parameters ``additional_forward_args``, ``baselines`` or ``feature_mask``, it is given the model's further
@@ -201,7 +204,16 @@ class Context:
 
     @cached_property
     def copy(self) -> nn.Module:
-        """A copy of the model whose activations do not overwrite their input, which backward hooks need."""
+        """A copy of the model that returns its logits as a tensor.
+
+        Its activations do not overwrite their input, which backward hooks need.
+        """
+        with torch.no_grad():
+            output = self.model(self.example)
+        return self._duplicate if isinstance(output, Tensor) else Logits(self._duplicate)
+
+    @cached_property
+    def _duplicate(self) -> nn.Module:
         duplicate = copy.deepcopy(self.model)
         for module in duplicate.modules():
             if getattr(module, "inplace", False) is True:
@@ -211,7 +223,23 @@ class Context:
     def in_copy(self, layer: nn.Module) -> nn.Module:
         """The module of :attr:`copy` that corresponds to one of the model."""
         name = next(name for name, module in self.model.named_modules() if module is layer)
-        return self.copy.get_submodule(name)
+        return self._duplicate.get_submodule(name)
+
+
+class Logits(nn.Module):
+    """A model, returning the tensor of its output: itself, or its ``logits``.
+
+    Args:
+        model (nn.Module): the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The logits of the model's output."""
+        return output_tensor(self.model(*args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -380,6 +408,7 @@ def _load_own() -> None:
     """Register the methods of this package, which must know this module."""
     import captum_iba.comparison.captum_methods
     import captum_iba.comparison.readout_method
+    import captum_iba.comparison.rollout_method
     import captum_iba.comparison.text_methods  # noqa: F401
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import captum.attr
 from torch import Tensor
 
-from captum_iba.attr.attention_rollout import AttentionRollout
 from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison.example import Kind
 from captum_iba.comparison.methods import Context, Explainer, Method, add_method
@@ -61,17 +60,6 @@ def _gradient_norm(context: Context) -> Explainer:
     return explain
 
 
-def _rollout(context: Context) -> Explainer:
-    method: Any = AttentionRollout(context.model)
-    options = context.options_of("AttentionRollout")
-
-    def explain(x: Tensor, _target: Tensor, additional_forward_args: Additional = None) -> Tensor:
-        values: Tensor = method.attribute(x, additional_forward_args=additional_forward_args, **options)
-        return values
-
-    return explain
-
-
 def _features(values: Any) -> Tensor:
     """Of a layer that returns a tuple, as blocks of transformers 4 do, the first: its features (1, T, D)."""
     features: Tensor = values[0] if isinstance(values, (tuple, list)) else values
@@ -93,12 +81,6 @@ for _name, _build, _description in (
         "LayerGradientXActivation",
         _gradient_x_activation,
         "Gradient times activation at the bottleneck's layer, summed over the hidden units.",
-    ),
-    (
-        "AttentionRollout",
-        _rollout,
-        "Attention weights, mean over the heads and half identity, multiplied over the layers; the first token's row "
-        "(decoders: position=-1). It does not depend on the class.",
     ),
     ("GradientNorm", _gradient_norm, "L2 norm of the gradient of the class score at each token's embedding."),
 ):
