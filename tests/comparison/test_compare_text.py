@@ -169,7 +169,7 @@ def test_methods_and_metrics_for_images_say_so():
     assert {name for name, reason in reasons.items() if not reason} == {"LayerIBA", "Random"}
     assert reasons["GuidedBackprop"] == "GuidedBackprop is for images, not for text."
     described = {info.name: info.description for info in report.results.metrics}
-    assert "It could not be computed: degradation 8x8 is not for" in described["degradation 8x8"]
+    assert "It could not be computed: degradation 8x8 is for images, not for text." in described["degradation 8x8"]
     assert np.isfinite(report.results.scores["Random"]["degradation mask"]).all()
 
 
@@ -178,7 +178,7 @@ def test_methods_and_metrics_for_text_say_so_on_images():
     report = quick_on_images(load_canvases("test", 1), [*TEXT], ["degradation 14x14", "degradation mask"])
     reasons = {info.name: info.reason for info in report.results.methods}
     assert reasons["GradientNorm"] == "GradientNorm is for text, not for images." and not reasons["LayerIBA"]
-    assert "is not for examples of kind image" in str(report)
+    assert "degradation mask is for text, not for images." in str(report)
 
 
 def test_all_is_what_the_data_can_have():
