@@ -43,6 +43,8 @@ def ordered(model: nn.Module, arguments: Mapping[str, Tensor]) -> Additional:
         >>> ordered(Model(), {}) is None
         True
     """
+    if not arguments:
+        return None
     known = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p for p in list(inspect.signature(model.forward).parameters.values())[1:] if p.kind in known]
     last = max((place for place, p in enumerate(parameters) if p.name in arguments), default=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -34,9 +35,10 @@ def find_embedding(model: nn.Module, ids: Tensor, additional: Additional = None)
     """
     known = getattr(model, "get_input_embeddings", None)
     if callable(known):
-        embedding: Any = known()
-        if isinstance(embedding, nn.Module):
-            return embedding
+        with suppress(NotImplementedError):  # as transformers has it where a model leaves it open
+            embedding: Any = known()
+            if isinstance(embedding, nn.Module):
+                return embedding
     found: list[str] = []
 
     def note(name: str) -> Any:

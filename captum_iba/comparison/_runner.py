@@ -20,7 +20,7 @@ from captum_iba.comparison._cost import Cost
 from captum_iba.comparison._types import ExampleInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
 from captum_iba.comparison.dataset import ExampleSet
-from captum_iba.comparison.example import KINDS, AnyExample
+from captum_iba.comparison.example import KINDS, AnyExample, refusal
 from captum_iba.comparison.methods import Context, Explainer, Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
 from captum_iba.errors import (
@@ -151,10 +151,9 @@ class Runner:
         found: dict[str, Record] = {}
         state.of_map.clear()
         for column in self._plan.columns:
-            if example.kind not in getattr(column, "kinds", KINDS):
-                found[column.info.name] = {
-                    "undefined": f"{column.info.name} is not for examples of kind {example.kind}."
-                }
+            kinds = getattr(column, "kinds", KINDS)
+            if example.kind not in kinds:
+                found[column.info.name] = {"undefined": refusal(column.info.name, kinds, example.kind)}
                 continue
             applies = state.mask is not None if column.needs_boxes else not example.only_boxes
             if not applies:

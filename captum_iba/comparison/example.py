@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -18,6 +18,18 @@ Kind: TypeAlias = Literal["image", "text"]
 """What an example is; methods and metrics say which they are for."""
 
 KINDS: tuple[Kind, ...] = ("image", "text")
+_THINGS: Mapping[Kind, str] = {"image": "images", "text": "text"}
+
+
+def refusal(name: str, kinds: Sequence[Kind], kind: Kind) -> str:
+    """Why a method or metric has nothing to say on examples of a kind.
+
+    Examples::
+
+        >>> refusal("Saliency", ("image",), "text")
+        'Saliency is for images, not for text.'
+    """
+    return f"{name} is for {' and '.join(_THINGS[own] for own in kinds)}, not for {_THINGS[kind]}."
 
 
 class AnyExample(Protocol):

@@ -20,7 +20,7 @@ from captum_iba.comparison._calibration_batches import Batches, Calibration
 from captum_iba.comparison._embedding import find_embedding
 from captum_iba.comparison._gradcam_layer import last_feature_map
 from captum_iba.comparison._types import BITS, NO_UNIT, Baseline
-from captum_iba.comparison.example import KINDS, Kind
+from captum_iba.comparison.example import KINDS, Kind, refusal
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._baselines import make_baselines
 from captum_iba.metrics._perturb import default_rows
@@ -38,7 +38,6 @@ arguments, the ids that stand for nothing, and the units, which are negative at 
 """
 
 _BITS_ON: Mapping[Kind, str] = {"image": BITS, "text": "bits per token"}
-_THINGS: Mapping[Kind, str] = {"image": "images", "text": "text"}
 
 
 class Context:
@@ -275,9 +274,7 @@ class Method:
             return self if unit == self.unit else replace(self, unit=unit)
 
         def refuse(_context: Context) -> Explainer:
-            raise InvalidArgumentError(
-                f"{self.name} is for {' and '.join(_THINGS[own] for own in self.kinds)}, not for {_THINGS[kind]}."
-            )
+            raise InvalidArgumentError(refusal(self.name, self.kinds, kind))
 
         return replace(self, unit=unit, build=refuse, is_fitted=False, needs_statistics=False)
 

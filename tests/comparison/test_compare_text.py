@@ -1,5 +1,6 @@
 """Laws of a comparison on texts: direct calls sentence by sentence, which goes on, names and keeps as on images."""
 
+import itertools
 import re
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_methods_and_metrics_for_images_say_so():
     assert {name for name, reason in reasons.items() if not reason} == {"LayerIBA", "Random"}
     assert reasons["GuidedBackprop"] == "GuidedBackprop is for images, not for text."
     described = {info.name: info.description for info in report.results.metrics}
-    assert "It could not be computed: degradation 8x8 is not for" in described["degradation 8x8"]
+    assert "It could not be computed: degradation 8x8 is for images, not for text." in described["degradation 8x8"]
     assert np.isfinite(report.results.scores["Random"]["degradation mask"]).all()
 
 
@@ -177,7 +178,7 @@ def test_methods_and_metrics_for_text_say_so_on_images():
     report = quick_on_images(load_canvases("test", 1), [*TEXT], ["degradation 14x14", "degradation mask"])
     reasons = {info.name: info.reason for info in report.results.methods}
     assert reasons["GradientNorm"] == "GradientNorm is for text, not for images." and not reasons["LayerIBA"]
-    assert "is not for examples of kind image" in str(report)
+    assert "degradation mask is for text, not for images." in str(report)
 
 
 def test_all_is_what_the_data_can_have():
@@ -217,6 +218,46 @@ def test_calibration_of_another_kind_is_a_reason():
     assert "calibration yields a Tensor" in report.results.methods[0].reason and not report.results.methods[1].reason
     with pytest.warns(CaptumIBAWarning, match="come from the compared texts themselves"):
         assert quick(methods=["LayerIBA"], calibration=None).results.methods[0].reason == ""
+
+
+class Bare:
+    """Examples whose tokenizer nobody knows."""
+
+    def __init__(self):
+        self.data = examples()
+        self.keys, self.fingerprint = self.data.keys, self.data.fingerprint
+
+    def load(self, index):
+        return self.data.load(index)
+
+
+def test_texts_to_calibrate_on_need_a_tokenizer():
+    """Examples of one's own have none; mappings do without."""
+    report = quick(Bare(), ["LayerIBA"])
+    assert "Bare has no tokenizer for them; pass mappings" in report.results.methods[0].reason
+    padded = tokenizer()(calibration(), padding=True, return_tensors="pt")
+    report = quick(Bare(), ["LayerIBA"], calibration=padded)
+    assert report.results.methods[0].reason == "" and report.results.configuration["baseline_token"] is None
+
+
+def test_little_memory_changes_nothing_but_the_time():
+    """Where only a few rows fit, statistics, maps and curves are those of all rows at once."""
+
+    def refuse(_module, inputs):
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError(f"no room for {len(inputs[0])} rows")
+
+    scarce = bert().double()
+    scarce.classifier.register_forward_pre_hook(refuse)
+    scarce.bert.embeddings.word_embeddings.register_forward_pre_hook(refuse)
+    methods = ["LayerIBA", "LayerIntegratedGradients", "GradientNorm", "AttentionRollout"]
+    with pytest.warns(CaptumIBAWarning, match="Memory ran out; going on with 2 rows"):
+        found = quick(methods=methods, metrics=METRICS, model=scarce, max_examples_per_batch=16)
+    wanted = quick(methods=methods, metrics=METRICS, model=bert().double(), max_examples_per_batch=16)
+    assert [info.reason for info in found.results.methods] == [""] * 4
+    for method, metric in itertools.product(methods, METRICS):
+        one, other = (report.results.scores[method][metric] for report in (found, wanted))
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_texts_that_cannot_be_read_are_named(tmp_path):

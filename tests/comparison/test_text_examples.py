@@ -1,5 +1,7 @@
 """Laws of texts as examples: what a file's lines become, and what cannot be read."""
 
+import copy
+
 import pytest
 import torch
 
@@ -50,6 +52,18 @@ def test_special_tokens_are_units_of_nothing():
     assert example.baselines.tolist() == [CLS, MASK, MASK, MASK, SEP]
     padded = examples(["a warm film"], [0], baseline_token="[PAD]").load(0)
     assert padded.baselines.tolist() == [CLS, 0, 0, 0, SEP]
+
+
+def test_without_a_mask_token_another_one_stands_for_nothing():
+    """The padding token, else the unknown one; where there is none of them it has to be named."""
+    for gone, wanted in (((), MASK), (("mask",), 0), (("mask", "pad"), 1)):
+        own = copy.deepcopy(tokenizer())
+        for name in gone:
+            setattr(own, f"{name}_token", None)
+        assert TextExamples(["a film"], [0], own).load(0).baselines.tolist() == [CLS, wanted, wanted, SEP]
+    own.unk_token = None
+    with pytest.raises(InvalidArgumentError, match="neither a mask token nor one for padding or unknown words"):
+        TextExamples(["a film"], [0], own)
 
 
 def test_a_word_that_is_not_known_is_no_special_token():
