@@ -1,9 +1,10 @@
-"""``captum-iba compare``: methods and metrics on photos, or on the embedded digits."""
+"""``captum-iba compare``: methods and metrics on photos, texts, or the embedded digits."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
 from captum_iba._processes import process_group, rank
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, compare, registered_methods
-from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS
+from captum_iba.comparison import JoinedExamples, PhotoFolder, Report, TextFile, compare, registered_methods
+from captum_iba.comparison.columns import FURTHER_METRICS, PAPER_METRICS, TEXT_METRICS
 from captum_iba.comparison.dataset import ExampleSet, TensorExamples
-from captum_iba.comparison.methods import find_methods
+from captum_iba.comparison.example import Kind
+from captum_iba.comparison.methods import TEXT, find_methods
 from captum_iba.comparison.readout_method import NAME as READOUT
 from captum_iba.errors import DeviceError, InvalidArgumentError, ReadoutFileError
 from captum_iba.photos import load_classifier, photos_in
+from captum_iba.text_models import load_text_classifier
 
 _OF_PHOTOS = {
     "data": None,
@@ -45,11 +48,12 @@ def add_parser(commands: Any) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "compare",
-        help="compare attribution methods on photos, or on the embedded digits (--demo)",
+        help="compare attribution methods on photos, texts, or the embedded digits (--demo)",
         description="Every method, every metric, one table and one page. Interrupted, the same command goes on where "
         "it was. Under torchrun the examples are shared out among the processes.",
-        epilog=f"Methods: {', '.join(registered_methods())}. Metrics of paper: {', '.join(PAPER_METRICS)}; of all, in "
-        f"addition: {', '.join(FURTHER_METRICS)}.",
+        epilog=f"Methods: {', '.join(registered_methods())}. Of text: {', '.join(TEXT)}. Metrics of paper: "
+        f"{', '.join(PAPER_METRICS)}; of all, in addition: {', '.join(FURTHER_METRICS)}. Of text: "
+        f"{', '.join(TEXT_METRICS)}; of all, in addition: sufficiency.",
     )
     _add_data(parser)
     _add_model(parser)
@@ -62,6 +66,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--demo", action="store_true", help="the embedded digits and their network")
     source.add_argument("--data", type=Path, metavar="FOLDER", help="photos")
+    source.add_argument(
+        "--text", type=Path, metavar="FILE.tsv", help="texts, one a line: text, tab, class; needs --model and --layer"
+    )
     parser.add_argument(
         "--boxes",
         type=Path,
@@ -85,12 +92,21 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="boxes that cover this share or more do not count, default: 0.33 (paper)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="most photos of --data, spread evenly, or most digits")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="most photos of --data or texts, spread evenly, or most digits"
+    )
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="most tokens of a text; default: the tokenizer's own limit"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """What explains it."""
-    parser.add_argument("--model", help="torchvision's name, default: resnet50")
+    parser.add_argument(
+        "--model",
+        help="torchvision's name, default: resnet50; with --text the folder of a text classifier of transformers, or "
+        "its name on the Hugging Face hub",
+    )
     parser.add_argument("--weights", metavar="DEFAULT|FILE", help="a state dict, default: DEFAULT")
     parser.add_argument(
         "--layer",
@@ -99,14 +115,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gradcam-layer", metavar="NAME", help="of the GradCAM methods, default: the last feature map")
     calibration = parser.add_mutually_exclusive_group()
-    calibration.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos for statistics and patterns")
+    calibration.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER|FILE.tsv",
+        help="photos for statistics and patterns; with --text other texts",
+    )
     calibration.add_argument("--statistics", type=Path, metavar="FILE", help="feature statistics of the layer")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """What is compared, and how."""
-    parser.add_argument("--methods", default="paper", help="paper, all, or names separated by commas")
-    parser.add_argument("--metrics", default="paper", help="paper, all, or names separated by commas")
+    sets = "paper, text, all, or names separated by commas; default: paper, with --text text"
+    parser.add_argument("--methods", help=sets)
+    parser.add_argument("--metrics", help=sets)
     parser.add_argument(
         "--baseline",
         type=_baseline,
@@ -161,7 +183,7 @@ def run(options: argparse.Namespace) -> int:
     trained_for = None if options.readout is None else layer_of(options.readout)
     with process_group():
         device = _device(options.device)
-        subject = _demo(options) if options.demo else _photos(options)
+        subject = _subject(options)
         if trained_for is not None and trained_for not in dict(subject.model.named_modules()):
             raise ReadoutFileError(
                 f"{str(options.readout)!r} is of another network: a readout of layer {trained_for!r}, which "
@@ -193,20 +215,32 @@ def run(options: argparse.Namespace) -> int:
     return SOME_SKIPPED if report.results.skipped else 0
 
 
+def _subject(options: argparse.Namespace) -> _Subject:
+    """What is compared on, as far as the arguments go together."""
+    if options.max_length is not None and options.text is None:
+        raise InvalidArgumentError("--max-length is for --text.")
+    if options.text is not None:
+        return _texts(options)
+    return _demo(options) if options.demo else _photos(options)
+
+
 def _write(report: Report, folder: Path) -> None:
     print(report)
     for path in report.save(folder):
         print(path)
 
 
-def _names(text: str) -> str | list[str]:
-    return text if text in ("paper", "all") else [name.strip() for name in text.split(",") if name.strip()]
+def _names(text: str | None) -> str | list[str] | None:
+    return (
+        text if text in (None, "paper", "text", "all") else [name.strip() for name in text.split(",") if name.strip()]
+    )
 
 
 def _methods(options: argparse.Namespace) -> list[str]:
     """The methods asked for, and the readout where there is a trained one."""
-    named = [method.name for method in find_methods(_names(options.methods))]
-    joins = options.readout is not None or (options.demo and options.methods == "paper")
+    kind: Kind = "image" if options.text is None else "text"
+    named = [method.name for method in find_methods(_names(options.methods), kind)]
+    joins = options.readout is not None or (options.demo and options.methods in (None, "paper"))
     return [*named, READOUT] if joins and READOUT not in named else named
 
 
@@ -241,11 +275,7 @@ def _demo(options: argparse.Namespace) -> _Subject:
     from captum_iba.demo import load_canvases, load_model, to_display
     from captum_iba.demo.data import GREY_MEAN, GREY_STD
 
-    for name, default in _OF_PHOTOS.items():
-        if getattr(options, name) != default:
-            raise InvalidArgumentError(
-                f"--{name.replace('_', '-')} does not go with --demo, which brings its own data."
-            )
+    _refuse(options, _OF_PHOTOS, "--demo, which brings its own data")
     canvases = load_canvases("test", 100 if options.limit is None else options.limit)
     examples = TensorExamples(canvases.images, canvases.labels, boxes=canvases.boxes, display=to_display)
     calibration = torch.split(load_canvases("train", _CALIBRATION).images, 250)
@@ -253,6 +283,35 @@ def _demo(options: argparse.Namespace) -> _Subject:
     # on these canvases nothing is black; tiles of the mean grey would be new strokes
     black = -GREY_MEAN / GREY_STD
     return _Subject("DigitsNet", load_model(), examples, options.layer or _DEMO_LAYER, digits, calibration, None, black)
+
+
+def _refuse(options: argparse.Namespace, names: Iterable[str], source: str) -> None:
+    """Refuse arguments that were given and do not go with what is explained."""
+    for name in names:
+        if getattr(options, name) != _OF_PHOTOS.get(name):
+            raise InvalidArgumentError(f"--{name.replace('_', '-')} does not go with {source}.")
+
+
+def _texts(options: argparse.Namespace) -> _Subject:
+    of_photos_alone = [name for name in _OF_PHOTOS if name not in ("data", "model", "calibrate", "statistics")]
+    _refuse(options, [*of_photos_alone, "gradcam_layer", "baseline", "readout"], "--text")
+    if options.model == _OF_PHOTOS["model"]:
+        raise InvalidArgumentError("--text needs --model, the folder of a text classifier or its name on the hub.")
+    for path in (options.text, options.calibrate):
+        if path is not None and not path.is_file():  # before any weights are downloaded
+            raise InvalidArgumentError(f"There is no file {str(path)!r}; wanted lines of text, tab and class.")
+    classifier = load_text_classifier(options.model)
+    choices: dict[str, Any] = {"categories": classifier.categories, "max_length": options.max_length}
+    examples = TextFile(options.text, classifier.tokenizer, limit=options.limit, **choices)
+    return _Subject(
+        Path(classifier.name).name,
+        classifier.model,
+        examples,
+        options.layer,
+        list(classifier.categories),
+        None if options.calibrate is None else TextFile(options.calibrate, classifier.tokenizer, **choices),
+        None if options.statistics is None else FeatureStatistics.load(options.statistics),
+    )
 
 
 def _photos(options: argparse.Namespace) -> _Subject:

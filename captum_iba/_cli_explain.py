@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
-from captum_iba.attr import IBADiagnostics, LayerIBA, LayerReadoutIBA, TrainingHistory, resize_bits, suggest_layer
+from captum_iba.attr import (
+    IBADiagnostics,
+    LayerIBA,
+    LayerReadoutIBA,
+    TrainingHistory,
+    resize_bits,
+    suggest_layer,
+    tokens_to_map,
+)
 from captum_iba.attr._numbers import assert_beta, assert_integer, assert_learning_rate
 from captum_iba.attr._readout_checkpoint import training_of
 from captum_iba.attr._readout_file import layer_of
@@ -212,14 +220,18 @@ class _Writer:
 
     def write(self, files: list[Path], images: Tensor, bits: Tensor, classes: Tensor, probability: Tensor) -> None:
         """Write and print a batch; ``probability`` holds the model's own and the one through the bottleneck."""
+        size = (images.shape[2], images.shape[3])
+        beside = bits.new_zeros(len(bits), 0)
+        if bits.ndim == 3:
+            bits, beside = tokens_to_map(bits, image_size=size)
         if bits.ndim != 4:
             raise InvalidArgumentError(
                 f"The layer gives attributions of shape {list(bits.shape)}, which are no map. Choose a --layer with a "
-                "spatial grid."
+                "spatial grid or patches."
             )
         if bits.shape[1] != 1:  # channels last
             bits = bits.movedim(-1, 1)
-        pixels = resize_bits(bits, (images.shape[2], images.shape[3]))
+        pixels = resize_bits(bits, size)
         for i, file in enumerate(files):
             index = int(classes[i])
             label, total = self._classifier.categories[index], float(bits[i].sum())
@@ -232,7 +244,8 @@ class _Writer:
             )
             figure.savefig(path, dpi=130)
             probabilities = f"p = {own:.3f} ({through:.3f} through the bottleneck)"
-            print(f"{file}: {label} ({index}), {probabilities}, {total:.0f} bits -> {path}")
+            tokens = f" (and {float(beside[i].sum()):.0f} in tokens that are no patches)" if beside.shape[1] else ""
+            print(f"{file}: {label} ({index}), {probabilities}, {total:.0f} bits{tokens} -> {path}")
 
     def _path(self, file: Path) -> Path:
         stem, number = file.stem, 1

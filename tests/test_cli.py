@@ -1,14 +1,18 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from captum_iba import LayerIBA
 from captum_iba.cli import main
 from captum_iba.demo import load_canvases
 from captum_iba.demo.run import run_demo, share_inside
-from captum_iba.photos import load_classifier, photos_in
+from captum_iba.errors import CaptumIBAWarning
+from captum_iba.photos import Classifier, load_classifier, photos_in
+from tests.attr.vision_models import SIZE, vision_model
 
 CLASSIFIER = "squeezenet1_1"
 
@@ -50,6 +54,30 @@ def test_photos_are_explained(photos, weights, tmp_path, capsys):
     assert explain(files, weights, tmp_path, "--statistics", str(statistics), "--target", "0") == 0
     again = re.findall(r"(\d+) bits", capsys.readouterr().out)
     assert again == [found[3] for found in lines]
+
+
+def test_a_vision_transformers_patches_are_drawn(photos, tmp_path, capsys, monkeypatch):
+    """The printed bits are those of the patches, and beside them those of the class token; together all the layer's."""
+
+    def preprocess(photo):
+        return torch.tensor(np.asarray(photo.convert("RGB").resize((SIZE, SIZE)))).permute(2, 0, 1) / 255
+
+    stretch = (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    classifier = Classifier(
+        "ViT", vision_model("torchvision vit"), preprocess, ["tench", "goldfish", "shark"], *stretch
+    )
+    monkeypatch.setattr("captum_iba._cli_explain.load_classifier", lambda *_: classifier)
+    layer = "encoder.layers.encoder_layer_0"
+    assert explain([photos / "one.png"], "none", tmp_path, "--layer", layer, "--target", "1", "--beta", "0.01") == 0
+    shown, beside = re.findall(
+        r"goldfish.* (\d+) bits \(and (\d+) in tokens that are no patches\)", capsys.readouterr().out
+    )[0]
+    with pytest.warns(CaptumIBAWarning, match="no feature statistics"):
+        bits = LayerIBA(classifier.model, classifier.model.get_submodule(layer)).attribute(
+            preprocess(Image.open(photos / "one.png"))[None], target=1, beta=0.01
+        )
+    assert [int(shown), int(beside)] == [round(float(part)) for part in (bits[:, 1:].sum(), bits[:, 0].sum())]
+    assert Image.open(tmp_path / "out" / "one.png").width > 300
 
 
 def test_unreadable_photos_are_named_and_skipped(photos, weights, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Attribution methods as Captum knows them."""
 
+from captum_iba.attr.attention_rollout import AttentionRollout
 from captum_iba.attr.blocks import find_blocks
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.iba import IBA
@@ -12,10 +13,12 @@ from captum_iba.attr.llm_result import LLMIBAAttributionResult
 from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.attr.resize import resize_bits
 from captum_iba.attr.suggest_layer import suggest_layer
+from captum_iba.attr.tokens_to_map import TokenMap, tokens_to_map
 from captum_iba.attr.training_history import Measures, TrainingHistory
 
 __all__ = [
     "IBA",
+    "AttentionRollout",
     "IBADiagnostics",
     "LLMIBAAttribution",
     "LLMIBAAttributionResult",
@@ -24,9 +27,11 @@ __all__ = [
     "LayerReadoutIBA",
     "Measures",
     "PatternAttribution",
+    "TokenMap",
     "TrainingHistory",
     "find_blocks",
     "information_by_layer",
     "resize_bits",
     "suggest_layer",
+    "tokens_to_map",
 ]

@@ -13,6 +13,7 @@ from captum_iba._captum import Attribution, TargetType, _format_tensor_into_tupl
 from captum_iba.attr.layer_iba import LayerIBA
 from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
 from captum_iba.attr.resize import bits_to_input
+from captum_iba.attr.tokens_to_map import Grid
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
@@ -113,9 +114,15 @@ class IBA(Attribution):
         additional_forward_args: object | None = None,
         attribute_to_layer_input: bool = False,
         input_channel_dim: int | None = None,
+        grid: Grid | None = None,
+        n_prefix: int | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return the bits each element of the input gives the decision.
+
+        At a token layer of a vision transformer, the patches' bits are resized as the map that they are. The tokens
+        before them, such as the class token, have no place in the image, and their bits are left out:
+        ``tokens_to_map(iba.layer_iba.attribute(...)).prefix`` has them.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): as for :meth:`LayerIBA.attribute`.
@@ -124,6 +131,9 @@ class IBA(Attribution):
             attribute_to_layer_input (bool, optional): as for :meth:`LayerIBA.attribute`. Default: False.
             input_channel_dim (int, optional): axis of the inputs' channels: 1, or -1 for (N, H, W, C) and (N, T, D).
                 Default: None: 1, and an error where the sizes speak for the last axis.
+            grid (tuple[int, int], optional): rows and columns of a vision transformer's patches. Default: None: found
+                from their number and the image's sides, see :func:`captum_iba.attr.tokens_to_map.tokens_to_map`.
+            n_prefix (int, optional): number of tokens before the patches. Default: None: found, as the fewest.
             **kwargs (Any): the other arguments of the method's ``attribute``, but for ``attr_dim_summation`` and
                 ``return_diagnostics``.
 
@@ -132,8 +142,8 @@ class IBA(Attribution):
             Several inputs share the bits equally.
 
         Raises:
-            InvalidArgumentError: an input has no spatial relation to the layer's features, or one of the two arguments
-                is given.
+            InvalidArgumentError: an input has no spatial relation to the layer's features, the tokens fit no grid, or
+                one of the two arguments is given.
             CaptumIBAError: everything :meth:`LayerIBA.attribute` raises.
         """
         chosen = sorted({"attr_dim_summation", "return_diagnostics"} & kwargs.keys())
@@ -151,5 +161,6 @@ class IBA(Attribution):
             axis = record.channel_dim
         tensors = _format_tensor_into_tuples(inputs)
         share = bits / len(tensors)
-        resized = tuple(bits_to_input(share, tensor, axis, input_channel_dim) for tensor in tensors)
+        layout = (input_channel_dim, grid, n_prefix)
+        resized = tuple(bits_to_input(share, tensor, axis, *layout) for tensor in tensors)
         return resized if isinstance(inputs, tuple) else resized[0]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_iba.attr.tokens_to_map import Grid, tokens_to_map
 from captum_iba.errors import InvalidArgumentError
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -62,34 +63,59 @@ def resize_bits(bits: Tensor, size: tuple[int, ...]) -> Tensor:
     return resized * (wanted / found.clamp_min(torch.finfo(found.dtype).tiny))
 
 
-def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int, input_channel_dim: int | None = None) -> Tensor:
+def bits_to_input(
+    bits: Tensor,
+    inputs: Tensor,
+    channel_dim: int,
+    input_channel_dim: int | None = None,
+    grid: Grid | None = None,
+    n_prefix: int | None = None,
+) -> Tensor:
     """Spread bits per position over the input's elements.
 
-    Spatial maps are resized to the input's grid and shared equally by its channels. Tokens belong to the input's
-    positions one by one.
+    Spatial maps are resized to the input's grid and shared equally by its channels. Tokens of an image are its patches,
+    and those before them, such as the class token, have no place in it: their bits are left out, and
+    :func:`tokens_to_map` has them. Tokens of a sequence belong to the input's positions one by one.
 
     Args:
         bits (Tensor): summed bits, as :meth:`LayerIBA.attribute` returns them.
-        inputs (Tensor): (N, C, H, W), (N, H, W, C) or (N, H, W) for maps; (N, T) or (N, T, D) for tokens.
+        inputs (Tensor): (N, C, H, W), (N, H, W, C) or (N, H, W) for maps; (N, T) or (N, T, D) for tokens, or an image
+            with channels for those of a vision transformer.
         channel_dim (int): the summed axis of ``bits``.
         input_channel_dim (int, optional): axis of the input's channels. Default: None: 1, as torch has it; where the
             sizes speak for the last axis, an error asks.
+        grid (tuple[int, int], optional): rows and columns of an image's patches. Default: None: found, see
+            :func:`tokens_to_map`.
+        n_prefix (int, optional): number of tokens before the patches. Default: None: found.
 
     Returns:
         Tensor: of the input's shape.
 
     Raises:
-        InvalidArgumentError: the input has no spatial relation to the features, or its layout is ambiguous.
+        InvalidArgumentError: the input has no spatial relation to the features, its layout is ambiguous, the tokens fit
+            no grid, or ``grid`` or ``n_prefix`` is given for features that are no patches.
 
     Examples::
 
         >>> import torch
         >>> bits_to_input(torch.ones(1, 5, 1), torch.zeros(1, 5, dtype=torch.long), channel_dim=2)
         tensor([[1., 1., 1., 1., 1.]])
+        >>> bits_to_input(torch.ones(1, 5, 1), torch.zeros(1, 1, 4, 4), channel_dim=2).sum()
+        tensor(4.)
     """
     positions = bits.squeeze(channel_dim)
+    is_tokens = bits.ndim == 3 and channel_dim == 2
+    if is_tokens and inputs.ndim == 4:
+        channels = _input_channels(inputs, positions, input_channel_dim)
+        height, width = _spatial_sizes(inputs, channels)
+        return _spread(tokens_to_map(bits, grid, n_prefix, (height, width)).map, inputs, channels)
+    if grid is not None or n_prefix is not None:
+        raise InvalidArgumentError(
+            f"grid={grid} and n_prefix={n_prefix} lay the tokens of an image out as patches, but bits of shape "
+            f"{list(bits.shape)} for inputs of shape {list(inputs.shape)} are no such tokens. Leave them out."
+        )
     n_axes = positions.ndim - 1
-    if bits.ndim == 3 and channel_dim == 2:
+    if is_tokens:
         if inputs.ndim not in (2, 3) or inputs.shape[1] != positions.shape[1]:
             raise _no_relation(inputs, positions)
         spread = positions.reshape(*positions.shape, *[1] * (inputs.ndim - 2)) / max(inputs[0, 0].numel(), 1)
@@ -98,10 +124,17 @@ def bits_to_input(bits: Tensor, inputs: Tensor, channel_dim: int, input_channel_
         raise _no_relation(inputs, positions)
     if inputs.ndim == n_axes + 1:
         return resize_bits(positions.unsqueeze(1), tuple(inputs.shape[1:])).squeeze(1)
-    axis = _input_channels(inputs, positions, input_channel_dim)
-    sizes = tuple(size for place, size in enumerate(inputs.shape) if place not in (0, axis))
-    pixels = resize_bits(positions.unsqueeze(1), sizes) / inputs.shape[axis]
-    return pixels.movedim(1, axis).expand(inputs.shape).contiguous()
+    return _spread(positions.unsqueeze(1), inputs, _input_channels(inputs, positions, input_channel_dim))
+
+
+def _spatial_sizes(inputs: Tensor, channels: int) -> tuple[int, ...]:
+    return tuple(size for axis, size in enumerate(inputs.shape) if axis not in (0, channels))
+
+
+def _spread(maps: Tensor, inputs: Tensor, channels: int) -> Tensor:
+    """Maps (N, 1, ...) resized to the input, each position shared equally by its channels."""
+    pixels = resize_bits(maps, _spatial_sizes(inputs, channels)) / inputs.shape[channels]
+    return pixels.movedim(1, channels).expand(inputs.shape).contiguous()
 
 
 def _input_channels(inputs: Tensor, positions: Tensor, chosen: int | None) -> int:
@@ -113,7 +146,7 @@ def _input_channels(inputs: Tensor, positions: Tensor, chosen: int | None) -> in
     colours = (1, 3, 4)
     looks_last = inputs.shape[last] in colours and inputs.shape[1] not in colours
     # a sequence as long as the map, with its units behind it
-    fits_last = positions.ndim == 2 and inputs.shape[1] == positions.shape[1] != inputs.shape[last]
+    fits_last = positions.ndim == 2 and inputs.ndim == 3 and inputs.shape[1] == positions.shape[1] != inputs.shape[last]
     if looks_last or fits_last:
         raise InvalidArgumentError(
             f"inputs of shape {list(inputs.shape)} look as if their channels came last, and the bits would go to the "

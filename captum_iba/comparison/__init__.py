@@ -2,7 +2,8 @@
 
 from captum_iba.comparison._types import Curve, ExampleInfo, HeatMap, MethodInfo, MetricInfo, Results
 from captum_iba.comparison.compare import compare
-from captum_iba.comparison.dataset import Example, ExampleSet, JoinedExamples, TensorExamples, as_examples
+from captum_iba.comparison.dataset import ExampleSet, JoinedExamples, TensorExamples, as_examples
+from captum_iba.comparison.example import Example
 from captum_iba.comparison.methods import (
     Context,
     Method,
@@ -12,6 +13,7 @@ from captum_iba.comparison.methods import (
 )
 from captum_iba.comparison.photo_folder import PhotoFolder
 from captum_iba.comparison.report import Report
+from captum_iba.comparison.text_examples import TextExample, TextExamples, TextFile
 
 __all__ = [
     "Context",
@@ -28,6 +30,9 @@ __all__ = [
     "Report",
     "Results",
     "TensorExamples",
+    "TextExample",
+    "TextExamples",
+    "TextFile",
     "as_examples",
     "compare",
     "register_method",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from captum_iba._warn import Warner
+from captum_iba.comparison._calibration_batches import Summed
 from captum_iba.comparison.dataset import ExampleSet
 from captum_iba.errors import InvalidTypeError, UnreadableExampleError
 
-_OWN, _BATCH = 1000, 16
+MOST_OWN, BATCH = 1000, 16
 
 
-class CalibrationData:
+class CalibrationData(Summed):
     """Batches of images, as often as they are asked for, in the type and on the device of the compared ones.
 
     Args:
@@ -27,37 +27,16 @@ class CalibrationData:
         warner (Warner): remembers the warning.
     """
 
+    things = "images"
+
     def __init__(self, source: Iterable[Any] | None, examples: ExampleSet, like: Tensor, warner: Warner) -> None:
+        super().__init__()
         self._source = list(source) if isinstance(source, Iterator) else source
         self._examples, self._like, self._warner = examples, like, warner
-        self._summary: str | None = None
-
-    def __call__(self) -> Iterator[Tensor]:
-        """One pass over the batches."""
-        n, digest = 0, 0
-        for batch in self._batches():
-            yield batch
-            n += len(batch)
-            for image in batch.detach().cpu():
-                own = hashlib.sha256(image.contiguous().flatten().view(torch.uint8).numpy().data).digest()
-                digest = (digest + int.from_bytes(own[:8], "big")) % 2**64  # a sum, as the order does not matter
-        self._summary = f"{n} images, {digest:016x}"
-
-    @property
-    def summary(self) -> str:
-        """Number of images and a digest of their values: equal for equal images in any order and batches."""
-        if self._summary is None:
-            for _ in self():
-                pass
-        return str(self._summary)
 
     def _batches(self) -> Iterator[Tensor]:
         if self._source is None:
-            self._warner.once(
-                "calibration",
-                "The feature statistics come from the compared images themselves, so the bits are no strict upper "
-                "bound. Pass calibration=..., other images of the kind.",
-            )
+            warn_of_own(self._warner, "images")
             yield from _own_images(self._examples)
             return
         for batch in [self._source] if isinstance(self._source, Tensor) else self._source:
@@ -70,14 +49,23 @@ class CalibrationData:
             yield images.to(self._like)
 
 
+def warn_of_own(warner: Warner, things: str) -> None:
+    """Warn that the examples to explain are those that statistics come from."""
+    warner.once(
+        "calibration",
+        f"The feature statistics come from the compared {things} themselves, so the bits are no strict upper "
+        f"bound. Pass calibration=..., other {things} of the kind.",
+    )
+
+
 def _own_images(examples: ExampleSet) -> Iterator[Tensor]:
     held: list[Tensor] = []
-    for index in range(min(len(examples.keys), _OWN)):
+    for index in range(min(len(examples.keys), MOST_OWN)):
         try:
             image = examples.load(index).inputs
         except UnreadableExampleError:  # it becomes a row with its reason later
             continue
-        if held and (image.shape != held[0].shape or len(held) == _BATCH):
+        if held and (image.shape != held[0].shape or len(held) == BATCH):
             yield torch.stack(held)
             held = []
         held.append(image)

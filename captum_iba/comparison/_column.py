@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._arguments import Additional, ordered
 from captum_iba.comparison._types import Array, Curve, MetricInfo
+from captum_iba.comparison.example import AnyExample
 from captum_iba.comparison.methods import Context
 from captum_iba.metrics._curves import at_fractions
 
@@ -26,17 +28,52 @@ class ExampleState:
 
     Attributes:
         context (Context): of the comparison.
-        inputs (Tensor): (1, C, H, W).
+        inputs (Tensor): (1, C, H, W), or token ids (1, T).
         target (Tensor): (1,).
         mask (Tensor or None): (1, H, W).
+        additional_forward_args (tuple or None): further arguments of the model.
+        baselines, feature_mask (Tensor or None): (1, T), of an example that has its own, see :class:`AnyExample`.
         shared (dict): results that do not depend on the method, by column.
+        of_map (dict): results that columns share about the map at hand.
     """
 
     context: Context
     inputs: Tensor
     target: Tensor
     mask: Tensor | None
+    additional_forward_args: Additional = None
+    baselines: Tensor | None = None
+    feature_mask: Tensor | None = None
     shared: dict[str, Any] = field(default_factory=dict)
+    of_map: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: Context, example: AnyExample) -> ExampleState:
+        """An example as a batch of one, on the context's device."""
+        device = context.example.device
+
+        def batch(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[None].to(device)
+
+        return cls(
+            context,
+            example.inputs[None].to(device),
+            torch.tensor([example.target], device=device),
+            batch(example.mask),
+            ordered(context.model, {name: value[None].to(device) for name, value in example.arguments.items()}),
+            batch(example.baselines),
+            batch(example.feature_mask),
+        )
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What an example has beyond inputs and target, under Captum's names; methods take what they want of it."""
+        found = {
+            "additional_forward_args": self.additional_forward_args,
+            "baselines": self.baselines,
+            "feature_mask": self.feature_mask,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def model(self) -> nn.Module:
@@ -65,7 +102,10 @@ class ExampleState:
 
 
 class Column(Protocol):
-    """One metric."""
+    """One metric.
+
+    An attribute ``kinds`` says which kinds of examples it is for, such as ``("image",)``; without it, all.
+    """
 
     @property
     def info(self) -> MetricInfo:
@@ -76,7 +116,7 @@ class Column(Protocol):
         """It applies to examples with a mask, and to those alone."""
 
     def measure(self, state: ExampleState, maps: Tensor, explain: Callable[[Tensor, Tensor], Tensor]) -> Record:
-        """Measure one map, (1, C, h, w)."""
+        """Measure one map, (1, C, h, w), or (1, T) of tokens."""
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """Scores of all examples, NaN where there is no record, and the mean curve.

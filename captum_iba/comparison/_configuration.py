@@ -14,12 +14,12 @@ from pathlib import Path
 
 import captum
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._runner import Plan
 from captum_iba.comparison.dataset import ExampleSet
-from captum_iba.comparison.methods import Method
+from captum_iba.comparison.methods import Context, Method
 from captum_iba.errors import CaptumIBAError
 from captum_iba.metrics._options import described
 
@@ -45,7 +45,7 @@ def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None
         "model": name or type(context.model).__name__,
         "weights": _digest(context.model.state_dict().values()),
         "layer": _or_reason(lambda: names[context.layer]),
-        "gradcam_layer": _or_reason(lambda: names[context.gradcam_layer]),
+        **_of_kind(context, examples, names),
         "statistics": _or_reason(lambda: _summary(context.statistics)) if is_fitted else "not needed",
         "calibration": _or_reason(lambda: context.calibration.summary) if is_calibrated else "not needed",
         "methods": [_method(method) for method in plan.methods],
@@ -55,7 +55,6 @@ def describe(plan: Plan, examples: ExampleSet, n_pictures: int, name: str | None
         "examples": len(examples.keys),
         "data": dict(examples.fingerprint) if watched else None,
         "n_pictures": n_pictures,
-        "baselines": context.baselines,
         "seed": context.seed,
         "versions": versions(),
     }
@@ -76,6 +75,14 @@ def versions() -> dict[str, str]:
         "captum": captum.__version__,
         "captum_iba": __version__,
     }
+
+
+def _of_kind(context: Context, examples: ExampleSet, names: Mapping[nn.Module, str]) -> dict[str, object]:
+    """What only images need, or only texts, whose baseline belongs to the data."""
+    if context.example.is_floating_point():
+        return {"gradcam_layer": _or_reason(lambda: names[context.gradcam_layer]), "baselines": context.baselines}
+    token = getattr(getattr(examples, "encode", None), "baseline_token", None)
+    return {"embedding": _or_reason(lambda: names[context.embedding]), "baseline_token": token}
 
 
 def _method(method: Method) -> str:

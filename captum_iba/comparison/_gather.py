@@ -10,6 +10,7 @@ import numpy as np
 
 from captum_iba.comparison._column import Column, Record
 from captum_iba.comparison._types import Array, Curve, HeatMap, MethodInfo, MetricInfo, Results
+from captum_iba.comparison.example import Kind
 from captum_iba.comparison.methods import Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
 
@@ -20,6 +21,7 @@ def gather(
     columns: Sequence[Column],
     configuration: Mapping[str, object],
     versions: Mapping[str, str],
+    kind: Kind = "image",
 ) -> Results:
     """Put the records of all examples together.
 
@@ -29,6 +31,7 @@ def gather(
         columns (Sequence[Column]): metrics.
         configuration (Mapping[str, object]): of the run.
         versions (Mapping[str, str]): of the packages.
+        kind (str, optional): of the examples. Default: ``"image"``.
 
     Returns:
         Results: scores, curves, maps, costs and reasons.
@@ -59,6 +62,7 @@ def gather(
         configuration=configuration,
         versions=versions,
         skipped={record.info.key: record.skipped for record in records if record.skipped},
+        kind=kind,
     )
 
 

@@ -13,6 +13,7 @@ from captum_iba.comparison._text import (
     mean_text,
     methods_that_ran,
     number_text,
+    seconds_text,
     value_count,
 )
 from captum_iba.comparison._types import MethodInfo, MetricInfo, Results
@@ -53,7 +54,7 @@ def table_columns(results: Results) -> list[Column]:
         columns.append(Column(metric.name, metric.description, metric.higher_is_better, note))
     return [
         *columns,
-        Column("seconds an image", "Median time of one example's attribution.", False),
+        Column(seconds_text(results), "Median time of one example's attribution.", False),
         Column("peak memory, MB", "Most memory of an attribution above what was in use before; the median.", False),
     ]
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, plain, scores
 from captum_iba.comparison._types import Array, Curve, MetricInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
+from captum_iba.comparison.example import Kind
+from captum_iba.comparison.methods import Logits
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics import bounding_box_ratio, sufficiency
 
@@ -23,6 +25,7 @@ class BoundingBoxColumn:
     """Share of the n most relevant pixels inside boxes of n pixels."""
 
     needs_boxes: bool = True
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:
@@ -68,7 +71,8 @@ class SufficiencyColumn:
             maps,
             state.layer,
             state.statistics,
-            target=state.target,
+            state.additional_forward_args,
+            state.target,
             n_samples=self.n_samples,
             max_examples_per_batch=state.rows,
             seed=state.seed,
@@ -102,6 +106,7 @@ class InfidelityColumn:
     deviation: float = 0.1
     n_perturb_samples: int = 20
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:
@@ -124,7 +129,7 @@ class InfidelityColumn:
 
         with seeded(state.seed, state.inputs):
             value = captum.metrics.infidelity(
-                state.model,
+                Logits(state.model),
                 perturb,
                 state.inputs,
                 attributions,
@@ -154,6 +159,7 @@ class SensitivityMaxColumn:
 
     n_perturb_samples: int = 3
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_iba.attr import resize_bits
-from captum_iba.comparison._types import HeatMap
-from captum_iba.comparison.methods import BITS
+from captum_iba.comparison._types import BITS, HeatMap
 
 _LONGEST = 112
 _QUALITY = 85
@@ -41,7 +41,12 @@ def to_heat_map(maps: Tensor, unit: str, size: tuple[int, int]) -> HeatMap:
     if longest > _LONGEST:
         smaller = tuple(max(1, round(side * _LONGEST / longest)) for side in values.shape[2:])
         values = F.interpolate(values, smaller, mode="area")
-    grid = values[0, 0].numpy()
+    return quantised(values[0, 0])
+
+
+def quantised(values: Tensor, levels: type[np.unsignedinteger[Any]] = np.uint8) -> HeatMap:
+    """Values (h, w) as levels, zero always on the scale."""
+    grid = values.detach().double().cpu().numpy()
     low, high = min(0.0, float(grid.min())), float(grid.max())
-    scale = 255 / (high - low) if high > low else 0.0
-    return HeatMap(np.round((grid - low) * scale).astype(np.uint8), low, high)
+    scale = np.iinfo(levels).max / (high - low) if high > low else 0.0
+    return HeatMap(np.round((grid - low) * scale).astype(levels), low, high)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, on_one_grid, plain, scores
 from captum_iba.comparison._types import Array, Baseline, Curve, MetricInfo
+from captum_iba.comparison.example import Kind
 from captum_iba.metrics import degradation, deletion, insertion
 from captum_iba.metrics._baselines import make_baselines
 from captum_iba.metrics._perturb import Removal, Rows
@@ -23,6 +24,26 @@ def named(baselines: Baseline) -> str:
     return words[baselines] if isinstance(baselines, str) else f"the value {baselines:.3g}"
 
 
+def gather_scaled(records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
+    """Scores and mean curves of degradation, scaled by the whole data set's t1 and b; see :class:`Column`."""
+    there = measured(records)
+    if not there:
+        return scores(records), None
+    # means over the whole data set, also over examples on which this method failed
+    t1, b = (float(np.mean([r["data"][key] for r in records if r is not None])) for key in ("t1", "b"))
+    if t1 <= b:  # the scaled score is undefined; the raw curves would look like it
+        return np.full(len(records), np.nan), None
+    x, curves = lines_of(there)
+    scaled = {name: [[(value - b) / (t1 - b) for value in row] for row in rows] for name, rows in curves.items()}
+    return scores(records) / (t1 - b), Curve(x, {name: mean_and_error(rows) for name, rows in scaled.items()})
+
+
+def lines_of(records: Sequence[Record]) -> tuple[Array, dict[str, list[list[float]]]]:
+    """Both curves of all records on one grid, by the names that a reader sees."""
+    x, lines = on_one_grid(records, ("morf", "lerf"))
+    return x, {"most relevant first": lines["morf"], "least relevant first": lines["lerf"]}
+
+
 @dataclass(frozen=True)
 class DegradationColumn:
     """Area between the degradation curves, tiles of one size; scaled over the whole data set when gathered."""
@@ -31,6 +52,7 @@ class DegradationColumn:
     n_steps: int | None = None
     baselines: Baseline = "mean"
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def why_without_scale(self) -> str:
@@ -77,18 +99,7 @@ class DegradationColumn:
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""
-        there = measured(records)
-        if not there:
-            return scores(records), None
-        # means over the whole data set, also over examples on which this method failed
-        t1, b = (float(np.mean([r["data"][key] for r in records if r is not None])) for key in ("t1", "b"))
-        if t1 <= b:  # the scaled score is undefined; the raw curves would look like it
-            return np.full(len(records), np.nan), None
-        x, lines = on_one_grid(there, ("morf", "lerf"))
-        scaled = {name: [[(value - b) / (t1 - b) for value in row] for row in rows] for name, rows in lines.items()}
-        names = {"morf": "most relevant first", "lerf": "least relevant first"}
-        curve = Curve(x, {names[name]: mean_and_error(rows) for name, rows in scaled.items()})
-        return scores(records) / (t1 - b), curve
+        return gather_scaled(records)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class SensitivityNColumn:
     tile_size: int = 8
     n_perturb_samples: int = 100
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:
@@ -151,6 +163,7 @@ class AreaColumn:
     n_steps: int = 50
     baselines: Baseline = "mean"
     needs_boxes: bool = False
+    kinds: tuple[Kind, ...] = ("image",)
 
     @property
     def info(self) -> MetricInfo:

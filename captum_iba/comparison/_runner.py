@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_iba._warn import Warner
+from captum_iba.comparison._arguments import logits_of
 from captum_iba.comparison._column import Column, ExampleState, Record
 from captum_iba.comparison._cost import Cost
-from captum_iba.comparison._pictures import to_heat_map, to_jpeg
-from captum_iba.comparison._types import Array, ExampleInfo
+from captum_iba.comparison._types import ExampleInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
-from captum_iba.comparison.dataset import Example, ExampleSet
+from captum_iba.comparison.dataset import ExampleSet
+from captum_iba.comparison.example import KINDS, AnyExample, refusal
 from captum_iba.comparison.methods import Context, Explainer, Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
 from captum_iba.errors import (
@@ -26,6 +28,7 @@ from captum_iba.errors import (
     CaptumIBAWarning,
     InvalidArgumentError,
     NonFiniteError,
+    NoTensorError,
     UnreadableExampleError,
 )
 
@@ -81,39 +84,34 @@ class Runner:
             for _ in self._plan.methods:
                 self._on_step()
             return ExampleRecord(ExampleInfo(key, "", "", float("nan")), str(error), {})
-        device = self._plan.context.example.device
-        inputs, target = example.inputs[None].to(device), torch.tensor([example.target], device=device)
-        info = self._describe(example, inputs)
-        state = self._state(example, inputs, target)
+        state = ExampleState.of(self._plan.context, example)
+        info = self._describe(example, state)
         found = {}
         for method in self._plan.methods:
             found[method.name] = self._without_running_out(method, example, state)
             self._on_step()
         return ExampleRecord(info, "", found)
 
-    def _describe(self, example: Example, inputs: Tensor) -> ExampleInfo:
-        predicted, probability = self._predict(example, inputs)
-        keep = example.key in self._plan.pictured and example.display is not None
-        return ExampleInfo(
-            example.key,
-            self._category(example.target),
-            predicted,
-            probability,
-            to_jpeg(example.display) if keep and example.display is not None else b"",
-            _boxes(example),
-        )
+    def _describe(self, example: AnyExample, state: ExampleState) -> ExampleInfo:
+        predicted, probability = self._predict(example, state)
+        details = example.details(self._is_pictured(example))
+        return ExampleInfo(example.key, self._category(example.target), predicted, probability, **details)
 
-    def _predict(self, example: Example, inputs: Tensor) -> tuple[str, float]:
+    def _is_pictured(self, example: AnyExample) -> bool:
+        return example.is_shown and example.key in self._plan.pictured
+
+    def _predict(self, example: AnyExample, state: ExampleState) -> tuple[str, float]:
         """Name of the predicted class and the target's probability; nothing where memory does not suffice for that."""
         try:
             with torch.no_grad():
-                probability = self._plan.context.model(inputs).double().softmax(dim=1)[0]
+                logits = logits_of(state.model, state.inputs, state.additional_forward_args)
+                probability = logits.double().softmax(dim=1)[0]
         except torch.OutOfMemoryError:
             return "", float("nan")
         except Exception as error:
             raise InvalidArgumentError(
                 f"The model does not run on example {example.key!r} of shape {list(example.inputs.shape)}: "
-                f"{_reason(error)}. Bring all images to one size, or leave it out."
+                f"{_reason(error)}. Bring all examples to what it takes, or leave it out."
             ) from error
         if example.target >= len(probability):
             raise InvalidArgumentError(
@@ -126,11 +124,7 @@ class Runner:
         categories = self._plan.categories
         return str(index) if categories is None else categories[index]
 
-    def _state(self, example: Example, inputs: Tensor, target: Tensor) -> ExampleState:
-        mask = None if example.mask is None else example.mask[None].to(inputs.device)
-        return ExampleState(self._plan.context, inputs, target, mask)
-
-    def _one(self, method: Method, example: Example, state: ExampleState) -> MethodRecord:
+    def _one(self, method: Method, example: AnyExample, state: ExampleState) -> MethodRecord:
         """One method on one example; whatever it raises becomes its reason, as methods come from anywhere."""
         explain = self._explainer(method)
         if isinstance(explain, str):
@@ -138,23 +132,29 @@ class Runner:
         inputs = state.inputs
         try:
             with seeded(seed_of(inputs, state.seed), inputs), Cost(inputs.device) as cost:
-                maps = explain(inputs, state.target)
-            maps = _checked(maps, inputs)
+                maps = explain(inputs, state.target, **state.keywords)
+            maps = _checked(maps, example).to(inputs.device)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             return MethodRecord(failure=_reason(error))
         metrics = self._metrics(example, state, maps, explain)
         heat_map = None
-        if example.key in self._plan.pictured and example.display is not None:
-            heat_map = to_heat_map(maps, method.unit, (state.inputs.shape[2], state.inputs.shape[3]))
-        is_constant = bool(maps.sum(dim=1).max() == maps.sum(dim=1).min())
+        if self._is_pictured(example):
+            heat_map = example.heat_map(maps, method.unit)
+        ranked = example.ranked(maps)
+        is_constant = ranked.numel() > 0 and bool(ranked.max() == ranked.min())
         fit_seconds = self._plan.context.fit_seconds.get(method.name)
         return MethodRecord("", cost.seconds, cost.memory, metrics, heat_map, is_constant, fit_seconds)
 
-    def _metrics(self, example: Example, state: ExampleState, maps: Tensor, explain: Explainer) -> dict[str, Record]:
+    def _metrics(self, example: AnyExample, state: ExampleState, maps: Tensor, explain: Explainer) -> dict[str, Record]:
         found: dict[str, Record] = {}
+        state.of_map.clear()
         for column in self._plan.columns:
+            kinds = getattr(column, "kinds", KINDS)
+            if example.kind not in kinds:
+                found[column.info.name] = {"undefined": refusal(column.info.name, kinds, example.kind)}
+                continue
             applies = state.mask is not None if column.needs_boxes else not example.only_boxes
             if not applies:
                 continue
@@ -184,7 +184,7 @@ class Runner:
                 self._explainers[method.name] = _reason(error)
         return self._explainers[method.name]
 
-    def _without_running_out(self, method: Method, example: Example, state: ExampleState) -> MethodRecord:
+    def _without_running_out(self, method: Method, example: AnyExample, state: ExampleState) -> MethodRecord:
         """Run with ever fewer rows at once until memory suffices."""
         context = self._plan.context
         before = context.rows
@@ -208,17 +208,6 @@ class Runner:
         return record
 
 
-def _boxes(example: Example) -> Array | None:
-    """Boxes to draw: the example's own, or the one around its mask."""
-    if example.boxes is not None:
-        drawn: Array = example.boxes.double().cpu().numpy()
-        return drawn
-    if example.mask is None:
-        return None
-    rows, columns = (example.mask.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
-    return np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=np.float64)
-
-
 def _for_json(record: Record) -> Record:
     """The record, if it can be kept; columns come from anywhere."""
     json.dumps(record, allow_nan=False)
@@ -226,13 +215,36 @@ def _for_json(record: Record) -> Record:
 
 
 def _guarded(explain: Explainer) -> Explainer:
-    """Explain copies, whatever is done to them, with gradients, whatever the caller's mode."""
+    """Explain copies, whatever is done to them, with gradients, whatever the caller's mode.
 
-    def guarded(inputs: Tensor, target: Tensor) -> Tensor:
+    Of the keywords only those are handed on that the function takes: most have no use for any.
+    """
+    taken = _keywords_of(explain)
+
+    def guarded(inputs: Tensor, target: Tensor, **keywords: Any) -> Tensor:
+        chosen = {name: _copied(value) for name, value in keywords.items() if taken is None or name in taken}
         with torch.enable_grad():
-            return explain(inputs.clone(), target.clone())
+            return explain(inputs.clone(), target.clone(), **chosen)
 
     return guarded
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a tensor, or of those in a tuple."""
+    if isinstance(value, tuple):
+        return tuple(_copied(part) for part in value)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _keywords_of(function: Explainer) -> set[str] | None:
+    """Names that a function can be given by keyword; None where it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # what is no function fails when it is called; built-ins have no signature
+        return set()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
 
 
 def _assert_options_used(context: Context, name: str) -> None:
@@ -242,16 +254,14 @@ def _assert_options_used(context: Context, name: str) -> None:
         )
 
 
-def _checked(maps: object, inputs: Tensor) -> Tensor:
-    """One finite map an example, (1, C, h, w), detached."""
-    if isinstance(maps, Tensor) and maps.ndim == 3 and inputs.ndim == 4:
-        maps = maps.unsqueeze(1)
-    if not isinstance(maps, Tensor) or maps.ndim != inputs.ndim or len(maps) != len(inputs) or maps.numel() == 0:
-        found = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise InvalidArgumentError(f"The method returned {found}; wanted maps (1, C, h, w) for {list(inputs.shape)}.")
+def _checked(maps: object, example: AnyExample) -> Tensor:
+    """One finite map of the example, detached, in the form that its metrics take."""
+    if not isinstance(maps, Tensor):
+        raise InvalidArgumentError(f"The method returned {type(maps).__name__}; wanted maps, a tensor.")
+    maps = example.fitted(maps.detach())
     if not torch.isfinite(maps).all():
         raise NonFiniteError("The method's map has NaN or infinity.")
-    return maps.detach().to(inputs.device)
+    return maps
 
 
 def _reason(error: Exception) -> str:
@@ -260,26 +270,28 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, CaptumIBAError) else f"{type(error).__name__}: {text}"
 
 
-def assert_logits(model: nn.Module, example: Tensor, categories: Sequence[str] | None) -> None:
+def assert_logits(context: Context, categories: Sequence[str] | None) -> None:
     """Refuse a model whose output is no row of logits, or has another number of classes than there are names.
 
     Raises:
         InvalidArgumentError: another shape, or a model that does not run.
     """
+    example = context.example
     try:
         with torch.no_grad():
-            output = model(example)
+            output = logits_of(context.model, example, context.additional_forward_args)
     except torch.OutOfMemoryError:  # becomes the reason of every method
         return
+    except NoTensorError as error:
+        raise InvalidArgumentError(f"{error} Wanted logits (N, classes).") from error
     except Exception as error:
         raise InvalidArgumentError(
             f"The model does not run on the first example, {example.dtype} {list(example.shape)}: {_reason(error)}"
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if output.ndim != 2 or output.shape[1] < 2:
         raise InvalidArgumentError(
-            f"The model returns {found}; wanted logits (N, classes). Wrap it in a module; for one output z a row, "
-            "return torch.cat([torch.zeros_like(z), z], dim=1)."
+            f"The model returns {list(output.shape)}; wanted logits (N, classes). Wrap it in a module; for one output "
+            "z a row, return torch.cat([torch.zeros_like(z), z], dim=1)."
         )
     if not bool(torch.isfinite(output).all()):
         raise InvalidArgumentError(

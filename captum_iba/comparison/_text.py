@@ -100,6 +100,11 @@ def plain_text(value: object) -> str:
     return "none" if value is None else str(value)
 
 
+def plain_figure_text(text: str) -> str:
+    """Text of which matplotlib reads no part as mathematics, which a $ would start."""
+    return text.replace("$", r"\$")
+
+
 def best_of(values: Mapping[str, float], higher_is_better: bool | None) -> set[str]:
     """Names of the best values; none without direction, or without two values to compare.
 
@@ -126,6 +131,11 @@ def count_text(n: int, thing: str = "example") -> str:
         ('1 example', '2 examples')
     """
     return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
+def seconds_text(results: Results) -> str:
+    """What the time of a method is of."""
+    return "seconds a text" if results.kind == "text" else "seconds an image"
 
 
 def names_text(names: Sequence[str], everything: Sequence[str], whole: str) -> str:
@@ -188,7 +198,7 @@ def notes(results: Results) -> list[str]:
     ]
     columns = [line for metric in results.metrics if ran for line in _column_notes(results, metric.name)]
     trained = [
-        f"training {info.name} took {number_text(info.fit_seconds, 3)} s, which is not in its seconds an image"
+        f"training {info.name} took {number_text(info.fit_seconds, 3)} s, which is not in its {seconds_text(results)}"
         for info in ran
         if info.fit_seconds is not None
     ]

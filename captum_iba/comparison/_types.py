@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+
+NO_UNIT = "relevance, no unit"
+BITS = "bits per pixel"
 
 Baseline: TypeAlias = Literal["mean", "zero", "blur"] | float
 """What stands for a removed part; see :func:`captum_iba.metrics.degradation`."""
@@ -22,7 +25,7 @@ class MethodInfo:
     Attributes:
         name (str): such as ``"LayerIBA"``.
         description (str): what was run, with its parameters.
-        unit (str): of its heat maps: ``"bits per pixel"``, or ``"relevance, no unit"``.
+        unit (str): of its heat maps: ``"bits per pixel"``, on text ``"bits per token"``, or ``"relevance, no unit"``.
         reason (str): why it could not run on this model; empty where it ran.
         n_failed (int): examples that it failed on, though it ran on others.
         failure (str): the most frequent reason of those; empty without any.
@@ -89,6 +92,8 @@ class ExampleInfo:
         probability (float): of the target, by the model.
         photo (bytes): JPEG of what the model saw, de-normalised; empty where none was kept.
         boxes (ndarray or None): (n, 4), half-open pixel boxes x0, y0, x1, y1 on the photo.
+        tokens (tuple[str, ...]): of a text, as they are shown; empty where none were kept.
+        special (tuple[bool, ...]): which of the tokens are the tokenizer's own, which no metric removes.
     """
 
     key: str
@@ -97,6 +102,8 @@ class ExampleInfo:
     probability: float
     photo: bytes = b""
     boxes: Array | None = None
+    tokens: tuple[str, ...] = ()
+    special: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,11 +111,12 @@ class HeatMap:
     """One method's map of one example, quantised for display.
 
     Attributes:
-        levels (ndarray): (h, w), uint8; 0 stands for low, 255 for high.
+        levels (ndarray): (h, w), uint8: 0 stands for low, 255 for high. Of a text (1, T), uint16, up to 65535: one
+            special token may have a hundred times what the others have.
         low, high (float): ends of the scale, in the method's unit.
     """
 
-    levels: npt.NDArray[np.uint8]
+    levels: npt.NDArray[np.unsignedinteger[Any]]
     low: float
     high: float
 
@@ -123,12 +131,13 @@ class Results:
         examples (Sequence[ExampleInfo]): in the order of the data.
         scores (Mapping): ``scores[method][metric]`` is (n_examples,); NaN where it does not apply or is undefined.
         curves (Mapping): ``curves[method][metric]``, for metrics that have one.
-        maps (Mapping): ``maps[method][example key]``, for examples whose photo was kept.
+        maps (Mapping): ``maps[method][example key]``, for examples whose photo, or tokens, were kept.
         undefined (Mapping): ``undefined[method][metric]`` is the number of examples on which the metric is undefined
             for the method's map, and the most frequent reason; the key is absent where there are none.
         configuration (Mapping[str, object]): arguments of the run that decide its values, seeds among them.
         versions (Mapping[str, str]): of Python, torch, captum and captum_iba.
         skipped (Mapping[str, str]): reason by file, for examples that could not be read.
+        kind (str): of the examples: ``"image"`` or ``"text"``.
     """
 
     methods: Sequence[MethodInfo]
@@ -141,6 +150,7 @@ class Results:
     configuration: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["image", "text"] = "image"
 
     def mean(self, method: str, metric: str) -> float:
         """Mean over the examples with a value; NaN without any."""

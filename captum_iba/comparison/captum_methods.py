@@ -6,6 +6,7 @@ the output is to them, the mean for signed gradients, the sum for methods that s
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,9 +20,13 @@ from torch import Tensor
 
 from captum_iba.attr import LayerIBA
 from captum_iba.attr.pattern_attribution import PatternAttribution
+from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison._graph import assert_deep_lift_modules, assert_relu_modules
+from captum_iba.comparison._layer_maps import features_of, grad_cam, is_plain_map, pop_layout
+from captum_iba.comparison._types import BITS
 from captum_iba.comparison.lrp import prepare_lrp
-from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
+from captum_iba.comparison.methods import Context, Explainer, Method, add_method
+from captum_iba.errors import InvalidArgumentError, UnsupportedModelError
 
 _STEPS = 50
 _NOISE = 0.15
@@ -61,13 +66,14 @@ def seeded(seed: int, like: Tensor) -> Iterator[None]:
 
 def _random(context: Context) -> Explainer:
     def explain(x: Tensor, _target: Tensor) -> Tensor:
-        size = x.shape[2] * x.shape[3]
-        values = torch.linspace(-1, 1, size)
+        # (1, h, w) for an image, (T,) for token ids
+        shape = (1, *x.shape[2:]) if x.is_floating_point() else x.shape[1:]
+        values = torch.linspace(-1, 1, math.prod(shape))
         maps = []
-        for image in x:
-            generator = torch.Generator("cpu").manual_seed(_noise_seed(image, context))
-            maps.append(values[torch.randperm(size, generator=generator)].view(1, *x.shape[2:]))
-        return torch.stack(maps).to(x)
+        for one in x:
+            generator = torch.Generator("cpu").manual_seed(_noise_seed(one, context))
+            maps.append(values[torch.randperm(len(values), generator=generator)].view(shape))
+        return torch.stack(maps).to(x.device, x.dtype if x.is_floating_point() else values.dtype)
 
     return explain
 
@@ -129,13 +135,35 @@ def _with_relu_rule(name: str, method_class: Callable[..., Any]) -> Callable[[Co
 
 
 def _grad_cam(context: Context) -> Explainer:
-    method: Any = captum.attr.LayerGradCam(context.copy, context.in_copy(context.gradcam_layer))
+    layer = context.in_copy(context.gradcam_layer)
     options = {"relu_attributions": True} | context.options_of("LayerGradCam")
-    return lambda x, y: method.attribute(x, target=y, **options)
+    to_map = pop_layout(options)
+    features = features_of(context.copy, layer, context.example)
+    if is_plain_map(layer, features):
+        method: Any = captum.attr.LayerGradCam(context.copy, layer)
+        return lambda x, y: to_map(method.attribute(x, target=y, **options), x, 1)
+    relu = options.pop("relu_attributions")
+    if options:
+        raise InvalidArgumentError(
+            f"method_options of LayerGradCam: {', '.join(options)} cannot be used at {type(layer).__name__}, which "
+            f"gives features {list(features.shape)}; wanted relu_attributions, grid or n_prefix."
+        )
+
+    def explain(x: Tensor, y: Tensor) -> Tensor:
+        values = grad_cam(context.copy, layer, x, y, to_map)
+        return values.relu() if relu else values
+
+    return explain
 
 
 def _guided_grad_cam(context: Context) -> Explainer:
     layer = context.in_copy(context.gradcam_layer)
+    features = features_of(context.copy, layer, context.example)
+    if not is_plain_map(layer, features):
+        raise UnsupportedModelError(
+            f"The layer of GradCAM ({type(layer).__name__}) gives features {list(features.shape)}, no feature map "
+            "(B, C, H, W). Pass a gradcam_layer that does, or take LayerGradCam, which lays tokens out."
+        )
     assert_relu_modules(context.copy, context.example)
     method: Any = captum.attr.GuidedGradCam(context.copy, layer)
     options = {"interpolate_mode": "bilinear"} | context.options_of("GuidedGradCam")
@@ -191,18 +219,19 @@ def _pattern_attribution(context: Context) -> Explainer:
 def _layer_iba(context: Context) -> Explainer:
     method: Any = LayerIBA(context.model, context.layer, statistics=context.statistics)
     chosen = {"seed": context.seed} | context.options_of("LayerIBA")
+    to_map = pop_layout(chosen)
+    axis = chosen.get("channel_dim", context.statistics.channel_dim)
 
-    def explain(x: Tensor, y: Tensor) -> Tensor:
+    def explain(x: Tensor, y: Tensor, additional_forward_args: Additional = None) -> Tensor:
         limit = None if context.limit is None else max(context.limit, len(x))
-        options = {"internal_batch_size": limit} | chosen
-        bits: Tensor = method.attribute(x, target=y, **options)
-        return bits
+        options = {"internal_batch_size": limit, "additional_forward_args": additional_forward_args} | chosen
+        return to_map(method.attribute(x, target=y, **options), x, axis)
 
     return explain
 
 
+add_method(Method("Random", _random, "A random ranking of the positions, without ties."))
 for _name, _build, _description in (
-    ("Random", _random, "A random ranking of the pixels, without ties."),
     ("Gradient", _gradient, "Gradient of the class score, mean over the channels, with its sign."),
     ("Saliency", _saliency, "Absolute gradient, largest over the channels."),
     ("InputXGradient", _input_x_gradient, "Input times gradient, summed over the channels."),
@@ -229,7 +258,7 @@ for _name, _build, _description in (
         "Positive gradients passed back through each ReLU, whatever went forward; largest absolute value over the "
         "channels.",
     ),
-    ("LayerGradCam", _grad_cam, "GradCAM at the last feature map, positive part, of the explained class."),
+    ("LayerGradCam", _grad_cam, "GradCAM at the last feature map, or patches, positive part, of the explained class."),
     ("GuidedGradCam", _guided_grad_cam, "GuidedBackprop times GradCAM; largest absolute value over the channels."),
     (
         "Occlusion-8x8",
@@ -250,7 +279,7 @@ for _name, _build, _description in (
         "the channels.",
     ),
 ):
-    add_method(Method(_name, _build, _description, is_fitted=_name == "PatternAttribution"))
+    add_method(Method(_name, _build, _description, is_fitted=_name == "PatternAttribution", kinds=("image",)))
 add_method(
     Method(
         "LayerIBA",

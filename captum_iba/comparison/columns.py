@@ -13,25 +13,36 @@ from captum_iba.comparison._other_columns import (
     SufficiencyColumn,
 )
 from captum_iba.comparison._removal_columns import AreaColumn, DegradationColumn, SensitivityNColumn
+from captum_iba.comparison._token_columns import Removal, TokenAccuracyColumn, TokenDegradationColumn
 from captum_iba.comparison._types import Baseline
+from captum_iba.comparison.example import KINDS, Kind
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 PAPER_METRICS = ("degradation 8x8", "degradation 14x14", "bounding box", "sensitivity-n", "sufficiency")
 FURTHER_METRICS = ("insertion", "deletion", "infidelity", "sensitivity max")
+_REMOVALS: tuple[Removal, ...] = ("mask", "delete")
+TEXT_METRICS = ("degradation mask", "degradation delete", "accuracy mask", "accuracy delete")
 
 
 def find_columns(
-    metrics: str | Sequence[str | Column], n_steps: int | None, n_perturb_samples: int, baselines: Baseline = "mean"
+    metrics: str | Sequence[str | Column] | None,
+    n_steps: int | None,
+    n_perturb_samples: int,
+    baselines: Baseline = "mean",
+    kind: Kind = "image",
 ) -> list[Column]:
     """The metrics of a comparison.
 
     Args:
         metrics (str or Sequence): ``"paper"``: degradation 8x8 and 14x14, bounding box, sensitivity-n and sufficiency;
-            ``"all"``: insertion, deletion and Captum's infidelity and sensitivity_max as well; or names and columns.
+            ``"text"``: degradation and accuracy with tokens masked, and deleted; ``"all"``: those for this kind of
+            examples, on images with insertion, deletion and Captum's infidelity and sensitivity_max, on text with
+            sufficiency; or names and columns. None: ``"paper"`` on images, ``"text"`` on text.
         n_steps (int, optional): points on the degradation curves.
         n_perturb_samples (int): sets of sensitivity-n for each n.
         baselines (str or float, optional): what degradation and deletion put in a removed part's place.
             Default: ``"mean"``.
+        kind (str, optional): of the examples. Default: ``"image"``.
 
     Raises:
         InvalidArgumentError: an unknown name, one twice, or none; or a number out of range.
@@ -53,10 +64,14 @@ def find_columns(
         AreaColumn("deletion", baselines=baselines),
         InfidelityColumn(),
         SensitivityMaxColumn(),
+        *(TokenDegradationColumn(removal, n_steps) for removal in _REMOVALS),
+        *(TokenAccuracyColumn(removal, n_steps) for removal in _REMOVALS),
     ]
     by_name: Mapping[str, Column] = {column.info.name: column for column in own}
+    metrics = {"image": "paper", "text": "text"}[kind] if metrics is None else metrics
     if isinstance(metrics, str):
-        sets = {"paper": PAPER_METRICS, "all": (*PAPER_METRICS, *FURTHER_METRICS)}
+        every = tuple(name for name, column in by_name.items() if kind in getattr(column, "kinds", KINDS))
+        sets = {"paper": PAPER_METRICS, "text": TEXT_METRICS, "all": every}
         metrics = list(sets.get(metrics, (metrics,)))
     if not isinstance(metrics, Sequence):
         raise InvalidTypeError(f"metrics is a {type(metrics).__name__}; wanted 'paper', 'all' or names.")

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -16,14 +17,18 @@ from captum_iba._processes import from_all, process_group, rank, world_size
 from captum_iba._warn import Warner
 from captum_iba.attr._model import device_of, evaluation_mode
 from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._arguments import ordered
+from captum_iba.comparison._calibration_batches import Calibration
 from captum_iba.comparison._calibration_data import CalibrationData
 from captum_iba.comparison._column import Column
 from captum_iba.comparison._configuration import describe, shown, versions
 from captum_iba.comparison._gather import gather
 from captum_iba.comparison._runner import Plan, Runner, assert_logits
+from captum_iba.comparison._text_calibration import TextCalibration
 from captum_iba.comparison._types import Baseline
 from captum_iba.comparison.columns import find_columns
 from captum_iba.comparison.dataset import ExampleSet, as_examples
+from captum_iba.comparison.example import AnyExample, Kind
 from captum_iba.comparison.methods import Context, Explainer, Method, find_methods
 from captum_iba.comparison.report import Report
 from captum_iba.comparison.store import ExampleRecord, Store
@@ -33,11 +38,12 @@ from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeE
 def compare(
     model: nn.Module,
     dataset: object,
-    methods: str | Sequence[str | Method] | Mapping[str, Explainer] = "paper",
-    metrics: str | Sequence[str | Column] = "paper",
+    methods: str | Sequence[str | Method] | Mapping[str, Explainer] | None = None,
+    metrics: str | Sequence[str | Column] | None = None,
     layer: nn.Module | str | None = None,
     *,
     gradcam_layer: nn.Module | str | None = None,
+    embedding: nn.Module | str | None = None,
     statistics: FeatureStatistics | None = None,
     calibration: Iterable[Any] | None = None,
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -60,29 +66,40 @@ def compare(
     the examples are shared out among the processes. A method that cannot run on the model is a row with its reason.
 
     Args:
-        model (torch.nn.Module): returns logits (N, classes). For one output z, pass a module that returns (0, z).
+        model (torch.nn.Module): returns logits (N, classes), or an object with ``logits``, as the models of
+            transformers do. For one output z, pass a module that returns (0, z).
         dataset (object): tensors (images, targets) or (images, targets, masks); a torch Dataset of (image, target) or
-            (image, target, mask); a :class:`PhotoFolder`; the demo's canvases; see :func:`as_examples`.
-        methods (str, Sequence or Mapping, optional): ``"paper"``; ``"all"``, with those of :func:`register_method`;
-            names; or functions ``explain(inputs, target) -> maps`` by name. Of a function, name and code are watched
-            when a run is resumed, not what it refers to. Default: ``"paper"``.
+            (image, target, mask); a :class:`PhotoFolder`; the demo's canvases; see :func:`as_examples`. Or texts:
+            :class:`TextFile`, :class:`TextExamples`.
+        methods (str, Sequence or Mapping, optional): ``"paper"``; ``"text"``; ``"all"`` for this kind of data, with
+            those of :func:`register_method`; names; or functions ``explain(inputs, target) -> maps`` by name, which on
+            text may have parameters ``additional_forward_args``, ``baselines`` and ``feature_mask``. Of a function,
+            name and code are watched when a run is resumed, not what it refers to. Default: None: ``"paper"`` on
+            images, ``"text"`` on text.
         metrics (str or Sequence, optional): ``"paper"``: degradation 8x8 and 14x14, bounding box (on examples with a
-            mask), sensitivity-n, sufficiency; ``"all"``: with insertion, deletion, and Captum's infidelity and
-            sensitivity_max; or names. Default: ``"paper"``.
-        layer (torch.nn.Module or str, optional): of the bottleneck, and of sufficiency. Default: None:
-            :func:`suggest_layer`.
-        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map.
+            mask), sensitivity-n, sufficiency; ``"text"``: degradation and accuracy with tokens masked, and deleted;
+            ``"all"`` for this kind of data: images with insertion, deletion, and Captum's infidelity and
+            sensitivity_max, text with sufficiency; or names. Default: None: ``"paper"`` on images, ``"text"`` on text.
+        layer (torch.nn.Module or str, optional): of the bottleneck, of LayerGradientXActivation, and of sufficiency.
+            Default: None: :func:`suggest_layer`, which knows none for text.
+        gradcam_layer (torch.nn.Module or str, optional): Default: None: the last feature map; of a vision transformer
+            the last block whose patches the class score depends on.
+        embedding (torch.nn.Module or str, optional): of the token ids. Default: None: ``model.get_input_embeddings()``
+            where there is one, else the ``nn.Embedding`` that is given the ids.
         statistics (FeatureStatistics, optional): of ``layer``. Default: None: from ``calibration``.
         calibration (Iterable, optional): batches of images, or tuples that begin with them, which can be iterated
             again: for the statistics, for PatternAttribution, and to train LayerReadoutIBA on (in each process for
-            itself). Default: None: up to 1000 of the data set's own images, with a warning.
+            itself). For text another :class:`TextFile` or :class:`TextExamples`, texts, lists of them, or mappings from
+            the tokenizer, whose padding is left out. Default: None: up to 1000 of the data set's own, with a warning.
         method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``: those
             of Captum's ``attribute``, of ``fit`` for PatternAttribution, ``epsilon`` for LRP, and for LayerReadoutIBA
-            ``path``, a file of a trained one, or those of its constructor and ``fit``. Default: None.
+            ``path``, a file of a trained one, or those of its constructor and ``fit``. At token layers of vision
+            transformers ``grid`` and ``n_prefix`` of :func:`captum_iba.attr.tokens_to_map` too. Default: None.
         baselines (str or float, optional): what stands for nothing in an image: ``"mean"``, its mean colour;
             ``"zero"``; ``"blur"``; or a number. For degradation and deletion, and for the methods that compare with a
-            baseline. Sensitivity-n has zero, as in the paper. Default: ``"mean"`` (paper).
-        n_steps (int, optional): points on the degradation curves. Default: None: every tile.
+            baseline. Sensitivity-n has zero, as in the paper. Texts have a token of their own for it, see
+            :class:`TextExamples`. Default: ``"mean"`` (paper).
+        n_steps (int, optional): points on the degradation curves. Default: None: every tile or token.
         n_perturb_samples (int, optional): sets of sensitivity-n for each n. Default: 100 (paper).
         name (str, optional): of the model, for the report. Default: None: its class.
         categories (Sequence[str], optional): names of the classes, for the report. Default: None: their numbers.
@@ -116,28 +133,42 @@ def compare(
     if statistics is not None and not isinstance(statistics, FeatureStatistics):
         raise InvalidTypeError(f"statistics is a {type(statistics).__name__}; wanted FeatureStatistics.")
     examples = as_examples(dataset, to_display=to_display)
-    chosen, columns = find_methods(methods), find_columns(metrics, n_steps, n_perturb_samples, baselines)
+    first = _first(examples)
+    chosen = find_methods(methods, first.kind)
+    columns = find_columns(metrics, n_steps, n_perturb_samples, baselines, first.kind)
     _assert_options(method_options, chosen)
     warner = Warner()
     with process_group(), evaluation_mode([model], warner):
-        example = _first(examples).to(device_of([model]) or "cpu")[None]
-        assert_logits(model, example, categories)
+        device = device_of([model]) or torch.device("cpu")
+        example = first.inputs[None].to(device)
+        arguments = {argument: value[None].to(device) for argument, value in first.arguments.items()}
         context = Context(
             model,
             example,
-            CalibrationData(calibration, examples, example, warner),
+            _calibration(first.kind, calibration, examples, model, example, warner),
             layer=_module(model, layer, "layer"),
             gradcam_layer=_module(model, gradcam_layer, "gradcam_layer"),
+            embedding=_module(model, embedding, "embedding"),
+            additional_forward_args=ordered(model, arguments),
             statistics=statistics,
             rows=max_examples_per_batch,
             seed=seed,
             baselines=baselines,
             options=method_options,
         )
+        assert_logits(context, categories)
         plan = Plan(chosen, columns, context, categories, frozenset(list(examples.keys)[:n_pictures]))
         configuration = describe(plan, examples, n_pictures, name, watched=store is not None)
         records = _run(plan, examples, store, configuration, show_progress)
-    return Report(gather(records, chosen, columns, shown(configuration), versions()))
+    return Report(gather(records, chosen, columns, shown(configuration), versions(), first.kind))
+
+
+def _calibration(
+    kind: Kind, source: Iterable[Any] | None, examples: ExampleSet, model: nn.Module, example: Tensor, warner: Warner
+) -> Calibration:
+    if kind == "text":
+        return TextCalibration(source, examples, model, example.device, warner)
+    return CalibrationData(source, examples, example, warner)
 
 
 def _assert_arguments(model: object, n_pictures: int, max_examples_per_batch: int | None, seed: int) -> None:
@@ -168,12 +199,12 @@ def _assert_options(options: object, methods: Sequence[Method]) -> None:
         )
 
 
-def _first(examples: ExampleSet) -> Tensor:
+def _first(examples: ExampleSet) -> AnyExample:
     """The first example that can be read."""
     reason = "there are none"
     for index in range(len(examples.keys)):
         try:
-            return examples.load(index).inputs
+            return examples.load(index)
         except UnreadableExampleError as error:
             reason = str(error)
     raise InvalidArgumentError(f"No example of the data set can be read: {reason}")

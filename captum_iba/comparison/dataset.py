@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from captum_iba.comparison.example import AnyExample, Example
 from captum_iba.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -22,29 +23,6 @@ from captum_iba.errors import (
 from captum_iba.metrics import boxes_to_mask
 
 ToDisplay = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One input and what is known about it.
-
-    Attributes:
-        key (str): unique and stable: a file's path within its folder, or an index.
-        inputs (Tensor): (C, H, W), as the model takes it.
-        target (int): class to explain.
-        boxes (Tensor or None): (n, 4), float; half-open pixel boxes x0, y0, x1, y1 on the inputs' grid.
-        mask (Tensor or None): (H, W), bool; where the object is.
-        display (Tensor or None): (1, H, W) or (3, H, W), de-normalised, from 0 to 1.
-        only_boxes (bool): serves the bounding-box metric alone.
-    """
-
-    key: str
-    inputs: Tensor
-    target: int
-    boxes: Tensor | None = None
-    mask: Tensor | None = None
-    display: Tensor | None = None
-    only_boxes: bool = False
 
 
 class ExampleSet(Protocol):
@@ -58,7 +36,7 @@ class ExampleSet(Protocol):
     def fingerprint(self) -> Mapping[str, object]:
         """What tells this data from other data, fit for JSON: equal for equal data, cheap to find."""
 
-    def load(self, index: int) -> Example:
+    def load(self, index: int) -> AnyExample:
         """Read one example.
 
         Raises:
@@ -218,12 +196,13 @@ class JoinedExamples:
         """Those of both sets."""
         return {"class": "JoinedExamples", "first": self.first.fingerprint, "second": self.second.fingerprint}
 
-    def load(self, index: int) -> Example:
+    def load(self, index: int) -> AnyExample:
         """One example of either set, under its key here."""
         index = range(len(self.keys))[index]
         n = len(self.first.keys)
-        example = self.first.load(index) if index < n else self.second.load(index - n)
-        return replace(example, key=self.keys[index])
+        example: Any = self.first.load(index) if index < n else self.second.load(index - n)
+        renamed: AnyExample = replace(example, key=self.keys[index])
+        return renamed
 
 
 def as_examples(dataset: object, *, to_display: ToDisplay | None = None) -> ExampleSet:
@@ -254,6 +233,8 @@ def as_examples(dataset: object, *, to_display: ToDisplay | None = None) -> Exam
         return dataset  # type: ignore[return-value]
     if isinstance(dataset, TensorDataset):
         dataset = dataset.tensors
+    if isinstance(dataset, tuple) and dataset and isinstance(dataset[0], (list, tuple)) and _are_texts(dataset[0]):
+        raise InvalidTypeError("dataset holds texts; pass TextExamples(texts, labels, tokenizer), or a TextFile.")
     if isinstance(dataset, tuple) and len(dataset) in (2, 3):
         images, targets, *masks = dataset
         return TensorExamples(images, targets, masks[0] if masks else None, display=to_display)
@@ -270,6 +251,10 @@ def as_examples(dataset: object, *, to_display: ToDisplay | None = None) -> Exam
         "with a length whose items are (image, class) or (image, class, mask), or an object with keys, fingerprint and "
         "load such as PhotoFolder."
     )
+
+
+def _are_texts(values: Sequence[object]) -> bool:
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def _update(digest: Any, part: Tensor | None) -> None:

@@ -17,7 +17,14 @@ from PIL import Image
 
 from captum_iba.comparison._html_photos import methods_with_maps, photo_size
 from captum_iba.comparison._palette import DASHES, IN_FRONT, LIGHT, MARKS, mark_points, style_of
-from captum_iba.comparison._text import heading_text, names_text, number_text, probability_text, stopped_lines
+from captum_iba.comparison._text import (
+    heading_text,
+    names_text,
+    number_text,
+    plain_figure_text,
+    probability_text,
+    stopped_lines,
+)
 from captum_iba.comparison._types import Array, Curve, ExampleInfo, HeatMap, MethodInfo, MetricInfo, Results
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.visualization import COLORMAP
@@ -79,7 +86,7 @@ def _reasons(results: Results) -> Figure:
     lines = ["There are no metrics."] if not results.metrics and not results.methods else ["Nothing to draw.", *lines]
     figure = Figure(figsize=(2 * _PANEL_INCHES[0], 0.5 + 0.4 * len(lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("\n".join(_plain(_shortened(line, 130)) for line in lines), fontsize=8)
+    figure.suptitle("\n".join(plain_figure_text(_shortened(line, 130)) for line in lines), fontsize=8)
     return figure
 
 
@@ -88,7 +95,7 @@ def _draw_legend(figure: Figure, results: Results, ran: list[int]) -> None:
         Line2D([], [], marker=_mark(place), markersize=5, **_line_style(results.methods[place].name, 0, place))
         for place in ran
     ]
-    names = [_plain(results.methods[place].name) for place in ran]
+    names = [plain_figure_text(results.methods[place].name) for place in ran]
     title = (
         None
         if len(ran) <= _MOST_BANDS
@@ -128,10 +135,10 @@ def _draw_means(axis: Axes, results: Results, metric: MetricInfo, ran: list[int]
         )
         if math.isnan(mean):
             axis.text(0.02, row, "– no value", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
-    axis.set_yticks(range(len(ran)), [_plain(results.methods[place].name) for place in ran], fontsize=8)
+    axis.set_yticks(range(len(ran)), [plain_figure_text(results.methods[place].name) for place in ran], fontsize=8)
     axis.set_ylim(len(ran) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
-    axis.set_title(_plain(heading_text(metric)), fontsize=10)
+    axis.set_title(plain_figure_text(heading_text(metric)), fontsize=10)
     axis.set_xlabel("mean ± standard error", fontsize=8)
     axis.tick_params(labelsize=8)
 
@@ -151,7 +158,7 @@ def _draw_curves(axis: Axes, results: Results, metric: MetricInfo, ran: list[int
             for number in range(len(line_names))
         ]
         axis.legend(handles, line_names, fontsize=7)
-    axis.set_title(_plain(metric.name), fontsize=10)
+    axis.set_title(plain_figure_text(metric.name), fontsize=10)
     axis.set_xlabel(metric.x_label, fontsize=8)
     axis.set_ylabel(metric.y_label, fontsize=8)
     axis.tick_params(labelsize=8)
@@ -240,7 +247,7 @@ def plot_maps(results: Results, n: int = 8) -> Figure:
         _draw_photo(own[0][0], example)
         cells = [axis for row in own for axis in row[1:]]
         for axis, info in zip(cells, methods, strict=False):
-            axis.set_title(_plain(_shortened(info.name, 34)), fontsize=8)
+            axis.set_title(plain_figure_text(_shortened(info.name, 34)), fontsize=8)
             _draw_map(axis, results.maps[info.name].get(example.key), photo_size(example))
         for axis in [own[0][0], *cells[: len(methods)]]:
             axis.set_axis_off()
@@ -250,7 +257,7 @@ def plot_maps(results: Results, n: int = 8) -> Figure:
             axis.remove()
     width, height = figure.get_size_inches()
     figure.suptitle(
-        _plain(_shortened(_units(methods), int(14 * width))),
+        plain_figure_text(_shortened(_units(methods), int(14 * width))),
         fontsize=9,
         x=0.02,
         y=1 - 0.1 / height,
@@ -300,7 +307,7 @@ def _units(methods: Sequence[MethodInfo]) -> str:
 def _draw_photo(axis: Axes, example: ExampleInfo) -> None:
     axis.imshow(np.asarray(Image.open(io.BytesIO(example.photo)).convert("RGB")), aspect="equal")
     lines = (example.key, f"{example.target}, p = {probability_text(example.probability)}")
-    axis.set_title("\n".join(_plain(_shortened(line, 34)) for line in lines), fontsize=7)
+    axis.set_title("\n".join(plain_figure_text(_shortened(line, 34)) for line in lines), fontsize=7)
 
 
 def _shortened(text: str, most: int) -> str:
@@ -312,11 +319,6 @@ def _shortened(text: str, most: int) -> str:
         ('photo_12.jpg', 'a/lon…12.jpg')
     """
     return text if len(text) <= most else f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"
-
-
-def _plain(text: str) -> str:
-    """Text of which no part is read as mathematics, which a $ would start."""
-    return text.replace("$", r"\$")
 
 
 def _draw_map(axis: Axes, heatmap: HeatMap | None, size: tuple[int, int]) -> None:

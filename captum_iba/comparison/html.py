@@ -14,6 +14,7 @@ from captum_iba._files import write_atomically
 from captum_iba.comparison._html_curves import MOST_BANDS, SIZE, charts
 from captum_iba.comparison._html_photos import encoded_maps, methods_with_maps, opening_place, photos, viridis
 from captum_iba.comparison._html_table import paired_differences, table_columns, table_rows
+from captum_iba.comparison._html_texts import STEPS, texts
 from captum_iba.comparison._palette import DARK, LIGHT, MARK_PATHS
 from captum_iba.comparison._text import (
     SUMMARY_HEADING,
@@ -33,9 +34,11 @@ _PARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[/_.-])")
 def render_html(results: Results) -> str:
     """One page with the table, the photos under every method's heat map, the curves, and what was run.
 
-    The page loads nothing from anywhere and follows the reader's light or dark setting. So that it stays small, heat
-    maps longer than 112 pixels are averaged down to that length (further, from about 600 maps on), and curves of more
-    than 101 points are thinned to that number; the table holds every value.
+    Texts are shown in the photos' place, a line of coloured tokens for each method. The page loads nothing from
+    anywhere and follows the reader's light or dark setting. So that it stays small, heat maps longer than 112 pixels
+    are averaged down to that length (further, from about 600 maps on), curves of more than 101 points are thinned to
+    that number, and of more than 150 000 tokens, over all methods, the first texts are shown; the table holds every
+    value.
 
     Args:
         results (Results): a comparison of M methods in K metrics on N examples; maps are (h, w) levels of any size.
@@ -67,6 +70,7 @@ def render_html(results: Results) -> str:
     environment = _environment()
     # the page runs this script and no other, by its hash
     script = environment.get_template("report.js").render()
+    shown = texts(results)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page: str = environment.get_template("report.html").render(
         results=results,
@@ -80,6 +84,9 @@ def render_html(results: Results) -> str:
         summary=summary(results),
         summary_heading=SUMMARY_HEADING,
         photos=photos(results),
+        texts=shown,
+        n_hidden=sum(bool(example.tokens) for example in results.examples) - len(shown),
+        steps=STEPS,
         mapped=methods_with_maps(results),
         opening=opening_place(methods_with_maps(results)),
         charts=charts(results),

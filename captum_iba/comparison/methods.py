@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,20 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba.attr import LayerIBA, suggest_layer
+from captum_iba.attr._objective import output_tensor
 from captum_iba.bottleneck.statistics import FeatureStatistics
+from captum_iba.comparison._arguments import Additional, logits_of
 from captum_iba.comparison._calibration_batches import Batches, Calibration
-from captum_iba.comparison._types import Baseline
+from captum_iba.comparison._embedding import find_embedding
+from captum_iba.comparison._gradcam_layer import last_feature_map
+from captum_iba.comparison._types import BITS, NO_UNIT, Baseline
+from captum_iba.comparison.example import KINDS, Kind, refusal
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError
 from captum_iba.metrics._baselines import make_baselines
 from captum_iba.metrics._perturb import default_rows
 
 T = TypeVar("T")
 
-Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed."""
+Explainer: TypeAlias = Callable[..., Tensor]
+"""``explain(inputs (B, C, H, W), target (B,)) -> maps``: (B, 1, h, w), or (B, C, h, w), whose channels are summed.
 
-NO_UNIT = "relevance, no unit"
-BITS = "bits per pixel"
+Of a vision transformer's tokens (B, T, 1) will do, see :func:`captum_iba.attr.tokens_to_map`.
+
+On text ``explain(inputs (1, T), target (1,), ...) -> maps``: (1, T), (1, T, 1), or (1, T, D), which is summed. Where
+it has parameters ``additional_forward_args``, ``baselines`` or ``feature_mask``, it is given the model's further
+arguments, the ids that stand for nothing, and the units, which are negative at special tokens.
+"""
+
+_BITS_ON: Mapping[Kind, str] = {"image": BITS, "text": "bits per token"}
 
 
 class Context:
@@ -37,7 +48,7 @@ class Context:
 
     Args:
         model (nn.Module): the model to explain; methods leave it as it is and change copies.
-        example (Tensor): (1, C, H, W), the first example.
+        example (Tensor): (1, C, H, W), or token ids (1, T): the first example.
         calibration (Callable): returns an iterable of batches, and has their ``summary``.
         layer, gradcam_layer (nn.Module, optional): see below. Default: None: to be found.
         statistics (FeatureStatistics, optional): see below. Default: None: from the calibration.
@@ -45,10 +56,13 @@ class Context:
         seed (int, optional): see below. Default: 0.
         baselines (str or float, optional): see below. Default: ``"mean"`` (paper).
         options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1}}``. Default: None.
+        additional_forward_args (tuple, optional): further arguments of the model on the example. Default: None.
+        embedding (nn.Module, optional): see below. Default: None: to be found.
 
     Attributes:
         model (nn.Module): the model to explain.
-        example (Tensor): (1, C, H, W), the first example.
+        example (Tensor): (1, C, H, W), or token ids (1, T): the first example.
+        additional_forward_args (tuple or None): further arguments of the model on the example.
         calibration (Callable): returns an iterable of batches; :meth:`fit` copes with a lack of memory.
         rows (int): most rows at once; halved when memory runs out.
         seed (int): of everything random.
@@ -72,8 +86,11 @@ class Context:
         seed: int = 0,
         baselines: Baseline = "mean",
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        additional_forward_args: Additional = None,
+        embedding: nn.Module | None = None,
     ) -> None:
         self.model, self.example, self.calibration = model, example, calibration
+        self.additional_forward_args = additional_forward_args
         self.rows = default_rows(example) if rows is None else rows
         self._free_rows = self.rows if rows is None else None
         self.fixed_seed: int | None = None
@@ -81,7 +98,12 @@ class Context:
         self.options: Mapping[str, Mapping[str, Any]] = options or {}
         self.used: set[str] = set()
         self.fit_seconds: dict[str, float] = {}
-        given = {"layer": layer, "gradcam_layer": gradcam_layer, "statistics": statistics}
+        given = {
+            "layer": layer,
+            "gradcam_layer": gradcam_layer,
+            "statistics": statistics,
+            "embedding": embedding,
+        }
         self._found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -91,7 +113,7 @@ class Context:
         Raises:
             CaptumIBAError: none was given, and none suggests itself.
         """
-        return self._find("layer", lambda: suggest_layer(self.model, self.example))
+        return self._find("layer", self._suggested)
 
     @property
     def gradcam_layer(self) -> nn.Module:
@@ -101,6 +123,19 @@ class Context:
             CaptumIBAError: none was given, and the model has no feature maps.
         """
         return self._find("gradcam_layer", lambda: last_feature_map(self.model, self.example))
+
+    @property
+    def embedding(self) -> nn.Module:
+        """Of the token ids.
+
+        Raises:
+            CaptumIBAError: none was given, and none can be told from the others.
+        """
+        return self._find("embedding", lambda: find_embedding(self.model, self.example, self.additional_forward_args))
+
+    def forward(self, inputs: Tensor, *additional: Any) -> Tensor:
+        """The model as a function to logits."""
+        return logits_of(self.model, inputs, additional)
 
     @property
     def statistics(self) -> FeatureStatistics:
@@ -121,7 +156,15 @@ class Context:
         index = torch.zeros([1] * x.ndim, dtype=torch.long, device=x.device)
         return make_baselines(self.baselines, (x,), (index,), as_tuple=False)[0]
 
-    def _estimate(self, batches: Iterable[Tensor]) -> FeatureStatistics:
+    def _suggested(self) -> nn.Module:
+        if not self.example.is_floating_point():
+            raise InvalidArgumentError(
+                "No layer suggests itself for token ids; pass layer=..., an encoder block such as "
+                "'bert.encoder.layer.1'."
+            )
+        return suggest_layer(self.model, self.example)
+
+    def _estimate(self, batches: Iterable[Any]) -> FeatureStatistics:
         statistics = LayerIBA(self.model, self.layer).estimate(batches).statistics
         assert statistics is not None
         return statistics
@@ -160,7 +203,16 @@ class Context:
 
     @cached_property
     def copy(self) -> nn.Module:
-        """A copy of the model whose activations do not overwrite their input, which backward hooks need."""
+        """A copy of the model that returns its logits as a tensor.
+
+        Its activations do not overwrite their input, which backward hooks need.
+        """
+        with torch.no_grad():
+            output = self.model(self.example)
+        return self._duplicate if isinstance(output, Tensor) else Logits(self._duplicate)
+
+    @cached_property
+    def _duplicate(self) -> nn.Module:
         duplicate = copy.deepcopy(self.model)
         for module in duplicate.modules():
             if getattr(module, "inplace", False) is True:
@@ -170,7 +222,23 @@ class Context:
     def in_copy(self, layer: nn.Module) -> nn.Module:
         """The module of :attr:`copy` that corresponds to one of the model."""
         name = next(name for name, module in self.model.named_modules() if module is layer)
-        return self.copy.get_submodule(name)
+        return self._duplicate.get_submodule(name)
+
+
+class Logits(nn.Module):
+    """A model, returning the tensor of its output: itself, or its ``logits``.
+
+    Args:
+        model (nn.Module): the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The logits of the model's output."""
+        return output_tensor(self.model(*args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -187,6 +255,7 @@ class Method:
         is_fitted (bool): it is fitted on the calibration data.
         needs_statistics (bool): it uses the statistics of the bottleneck's layer.
         source (Callable or None): a user's function, whose code is watched when a run is resumed.
+        kinds (tuple[str, ...]): of the examples that it explains: ``"image"``, ``"text"``.
     """
 
     name: str
@@ -196,6 +265,18 @@ class Method:
     is_fitted: bool = False
     needs_statistics: bool = False
     source: Callable[..., object] | None = None
+    kinds: tuple[Kind, ...] = KINDS
+
+    def on(self, kind: Kind) -> Method:
+        """The method for examples of a kind: its unit is theirs; one that is for others says so when it is built."""
+        unit = _BITS_ON[kind] if self.unit == BITS else self.unit
+        if kind in self.kinds:
+            return self if unit == self.unit else replace(self, unit=unit)
+
+        def refuse(_context: Context) -> Explainer:
+            raise InvalidArgumentError(refusal(self.name, self.kinds, kind))
+
+        return replace(self, unit=unit, build=refuse, is_fitted=False, needs_statistics=False)
 
 
 _METHODS: dict[str, Method] = {}
@@ -255,22 +336,28 @@ def registered_methods() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def find_methods(methods: str | Sequence[str | Method] | Mapping[str, Explainer]) -> list[Method]:
+def find_methods(
+    methods: str | Sequence[str | Method] | Mapping[str, Explainer] | None, kind: Kind = "image"
+) -> list[Method]:
     """The methods of a comparison.
 
     Args:
-        methods (str, Sequence or Mapping): ``"paper"``; ``"all"`` that are registered; names and :class:`Method` s; or
-            functions ``explain(inputs, target) -> maps`` by name.
+        methods (str, Sequence or Mapping): ``"paper"``; ``"text"``; ``"all"`` that are registered for this kind;
+            names and :class:`Method` s; or functions ``explain(inputs, target) -> maps`` by name. None: ``"paper"`` on
+            images, ``"text"`` on text.
+        kind (str, optional): of the examples. Default: ``"image"``.
 
     Raises:
         InvalidArgumentError: an unknown name, one twice, or none at all.
         InvalidTypeError: something else.
     """
     _load_own()
+    methods = _DEFAULTS[kind] if methods is None else methods
     if isinstance(methods, Mapping):
         found = [_of_function(name, explain) for name, explain in methods.items()]
     elif isinstance(methods, str):
-        names = {"paper": PAPER, "all": tuple(_METHODS)}.get(methods, (methods,))
+        for_kind = tuple(name for name, method in _METHODS.items() if kind in method.kinds)
+        names = {"paper": PAPER, "text": TEXT, "all": for_kind}.get(methods, (methods,))
         found = [_find(name) for name in names]
     elif isinstance(methods, Sequence):
         found = [method if isinstance(method, Method) else _find(method) for method in methods]
@@ -282,7 +369,7 @@ def find_methods(methods: str | Sequence[str | Method] | Mapping[str, Explainer]
     names = tuple(method.name for method in found)
     if not found or len(set(names)) < len(names):
         raise InvalidArgumentError(f"methods={list(names)}; wanted at least one, each once.")
-    return found
+    return [method.on(kind) for method in found]
 
 
 def _assert_name(name: object) -> None:
@@ -317,7 +404,9 @@ def _unknown(name: str) -> InvalidArgumentError:
 def _load_own() -> None:
     """Register the methods of this package, which must know this module."""
     import captum_iba.comparison.captum_methods
-    import captum_iba.comparison.readout_method  # noqa: F401
+    import captum_iba.comparison.readout_method
+    import captum_iba.comparison.rollout_method
+    import captum_iba.comparison.text_methods  # noqa: F401
 
 
 PAPER = (
@@ -340,37 +429,14 @@ PAPER = (
 )
 """The methods of the paper's Table 2, and Captum's further ones."""
 
+TEXT = (
+    "LayerIBA",
+    "LayerIntegratedGradients",
+    "LayerGradientXActivation",
+    "GradientNorm",
+    "AttentionRollout",
+    "Random",
+)
+"""The methods for text."""
 
-def last_feature_map(model: nn.Module, example: Tensor) -> nn.Module:
-    """The last module whose output is a spatial map of features rather than of classes: where GradCAM is put.
-
-    Args:
-        model (nn.Module): in evaluation mode.
-        example (Tensor): (1, C, H, W).
-
-    Raises:
-        InvalidArgumentError: no module gives a map with more than one position.
-    """
-    outputs: dict[nn.Module, Tensor] = {}
-
-    def note(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            outputs.pop(module, None)
-            outputs[module] = output
-
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            logits = model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    n_classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else -1
-    maps = [m for m, out in outputs.items() if out.ndim == 4 and min(out.shape[2:]) > 1 and out.shape[1] != n_classes]
-    blocks = [m for m in maps if not any(m in other.modules() for other in maps if other is not m)]
-    if not blocks:
-        raise InvalidArgumentError(
-            f"No module of {type(model).__name__} gives a spatial feature map; pass gradcam_layer, and choose methods "
-            "that suit the model."
-        )
-    return blocks[-1]
+_DEFAULTS: Mapping[Kind, str] = {"image": "paper", "text": "text"}

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from captum_iba.comparison._limit import assert_limit, spread
 from captum_iba.comparison._photo_boxes import Annotation, Annotations, Frame, read_annotation
 from captum_iba.comparison._photo_targets import Targets
-from captum_iba.comparison.dataset import Example
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, UnreadableExampleError
+from captum_iba.comparison.example import Example
+from captum_iba.errors import InvalidArgumentError, UnreadableExampleError
 from captum_iba.metrics import boxes_to_mask
 from captum_iba.photos import Classifier, photos_in
 
@@ -82,7 +83,7 @@ class PhotoFolder:
         self._annotations = None if annotations is None else Annotations(Path(annotations), keys)
         if only_boxes:
             keys = self._with_boxes(keys)
-        self.keys: Sequence[str] = _spread(keys, limit)
+        self.keys: Sequence[str] = spread(keys, limit)
 
     @cached_property
     def fingerprint(self) -> Mapping[str, object]:
@@ -128,10 +129,7 @@ class PhotoFolder:
 
     def _check(self, has_annotations: bool) -> None:
         limit, largest = self.limit, self.largest_coverage
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-            raise InvalidTypeError(f"limit is a {type(limit).__name__}; wanted an int or None.")
-        if limit is not None and limit < 1:
-            raise InvalidArgumentError(f"limit={limit}; wanted at least 1, or None for all photos.")
+        assert_limit(limit)
         if largest is not None and not 0 < largest <= 1:
             raise InvalidArgumentError(f"largest_coverage={largest}; wanted a share above 0 and at most 1, or None.")
         if not has_annotations and (self.only_boxes or self.targets.by_annotation):
@@ -214,12 +212,6 @@ class _OpenPhoto:
     def _unreadable(self, error: Exception) -> UnreadableExampleError:
         reason = str(error) or type(error).__name__
         return UnreadableExampleError(f"photo {str(self._path)!r} cannot be read: {reason}. Repair it or remove it.")
-
-
-def _spread(keys: Sequence[str], limit: int | None) -> tuple[str, ...]:
-    if limit is None or limit >= len(keys):
-        return tuple(keys)
-    return tuple(keys[i * len(keys) // limit] for i in range(limit))
 
 
 def _bytes_in(path: Path) -> int:

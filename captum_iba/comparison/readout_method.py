@@ -17,7 +17,9 @@ from captum_iba.attr._numbers import is_integer
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison._calibration_batches import Batches
-from captum_iba.comparison.methods import BITS, Context, Explainer, Method, add_method
+from captum_iba.comparison._layer_maps import pop_layout
+from captum_iba.comparison._types import BITS
+from captum_iba.comparison.methods import Context, Explainer, Method, add_method
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, ReadoutFileError
 
 NAME = "LayerReadoutIBA"
@@ -41,6 +43,7 @@ _OF_FIT = tuple(
 
 def _readout(context: Context) -> Explainer:
     options = context.options_of(NAME)
+    to_map = pop_layout(options)
     path = options.pop("path", None)
     of_object = {name: options.pop(name) for name in _OF_OBJECT if name in options}
     of_fit = {name: options.pop(name) for name in _OF_FIT if name in options}
@@ -60,7 +63,7 @@ def _readout(context: Context) -> Explainer:
 
     def explain(x: Tensor, _target: Tensor) -> Tensor:
         bits: Tensor = method.attribute(x, internal_batch_size=context.limit)
-        return bits
+        return to_map(bits, x, method.channel_dim())
 
     return explain
 
@@ -115,5 +118,6 @@ add_method(
         "steps as warm-up), or loaded. It does not depend on the class.",
         BITS,
         is_fitted=True,
+        kinds=("image",),
     )
 )

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from captum_iba._files import write_atomically
+from captum_iba.comparison._text_figure import plot_texts
 from captum_iba.comparison._types import Results
 from captum_iba.comparison.figures import plot_maps, plot_results
 from captum_iba.comparison.html import write_html
@@ -93,11 +94,11 @@ class Report:
         return plot_results(self.results)
 
     def plot_maps(self, n: int = 8) -> Figure:
-        """The first n pictures with every method's map."""
-        return plot_maps(self.results, n)
+        """The first n pictures with every method's map, or texts with a line for each method."""
+        return plot_texts(self.results, n) if self.results.kind == "text" else plot_maps(self.results, n)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one self-contained page: sortable table, photos under each method's map, curves.
+        """Write one self-contained page: sortable table, photos under each method's map or coloured texts, curves.
 
         Raises:
             MissingDependencyError: jinja2 is not installed.

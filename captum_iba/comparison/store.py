@@ -20,7 +20,7 @@ from captum_iba.errors import InvalidArgumentError, MissingFileError, StoreError
 _TABLES = {
     "configuration": "name TEXT PRIMARY KEY, value TEXT NOT NULL",
     "examples": "key TEXT PRIMARY KEY, skipped TEXT, target TEXT, predicted TEXT, probability REAL, photo BLOB, "
-    "boxes TEXT",
+    "boxes TEXT, tokens TEXT",
     "results": "key TEXT NOT NULL, method TEXT NOT NULL, failure TEXT, seconds REAL, memory REAL, metrics TEXT, "
     "map BLOB, low REAL, high REAL, is_constant INTEGER, fit_seconds REAL, PRIMARY KEY (key, method)",
 }
@@ -101,9 +101,11 @@ class Store:
         )
 
     def _make_tables(self) -> None:
-        there = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if there and there != set(_TABLES):
+        there = dict(self._connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+        if there and there.keys() != _TABLES.keys():
             raise self._unusable(f"it is a database of something else, with tables {', '.join(sorted(there))}")
+        if there and not all(columns in there[name] for name, columns in _TABLES.items()):
+            raise self._unusable("it was written by another version of captum_iba, with other columns")
         for name, columns in _TABLES.items():
             self._connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
 
@@ -135,10 +137,20 @@ class Store:
         """Write an example with all its results, in one transaction."""
         info = record.info
         boxes = None if info.boxes is None else json.dumps(np.asarray(info.boxes).tolist())
+        tokens = json.dumps([info.tokens, info.special]) if info.tokens else None
         with self._explained(), self._connection:
             self._connection.execute(
-                "INSERT OR REPLACE INTO examples VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (info.key, record.skipped, info.target, info.predicted, _finite(info.probability), info.photo, boxes),
+                "INSERT OR REPLACE INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    info.key,
+                    record.skipped,
+                    info.target,
+                    info.predicted,
+                    _finite(info.probability),
+                    info.photo,
+                    boxes,
+                    tokens,
+                ),
             )
             self._connection.executemany(
                 "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -162,7 +174,7 @@ class Store:
 
     def read(self) -> Iterator[ExampleRecord]:
         """All examples, in no particular order."""
-        for key, skipped, target, predicted, probability, photo, boxes in self._connection.execute(
+        for key, skipped, target, predicted, probability, photo, boxes, tokens in self._connection.execute(
             "SELECT * FROM examples"
         ).fetchall():
             info = ExampleInfo(
@@ -172,6 +184,7 @@ class Store:
                 float("nan") if probability is None else probability,
                 photo or b"",
                 None if boxes is None else np.array(json.loads(boxes), dtype=np.float64).reshape(-1, 4),
+                *map(tuple, [] if tokens is None else json.loads(tokens)),
             )
             rows = self._connection.execute(
                 "SELECT method, failure, seconds, memory, metrics, map, low, high, is_constant, fit_seconds FROM "

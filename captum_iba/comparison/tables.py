@@ -19,6 +19,7 @@ from captum_iba.comparison._text import (
     methods_that_ran,
     notes,
     number_text,
+    seconds_text,
     stopped_lines,
     summary,
 )
@@ -108,7 +109,7 @@ def to_text(results: Results) -> str:
 
 
 def _headings(results: Results) -> list[str]:
-    return ["method", *map(heading_text, results.metrics), "seconds an image ↓", "peak memory, MB ↓"]
+    return ["method", *map(heading_text, results.metrics), f"{seconds_text(results)} ↓", "peak memory, MB ↓"]
 
 
 def _rows(results: Results) -> list[tuple[list[str], set[int]]]:

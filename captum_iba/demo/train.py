@@ -64,7 +64,7 @@ def train(steps: int = 1200, seed: int = 0) -> DigitsNet:
         progress = trange(steps, desc="training", unit="step")
         for step in progress:
             batch = load_canvases("train", _BATCH, seed=seed * _SEED_STRIDE + step)
-            loss = F.cross_entropy(model(_distort(batch.images)), batch.labels)
+            loss = F.cross_entropy(model(distort(batch.images)), batch.labels)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -159,10 +159,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"weights written to {options.output}")
 
 
-def _distort(images: Tensor) -> Tensor:
+def distort(images: Tensor) -> Tensor:
     """Turn and stretch every canvas a little, so that a thousand hands come to stand for more.
 
-    Uses torch's global random state, which :func:`train` has seeded.
+    Args:
+        images: Centred and scaled canvases, (n, 1, 64, 64).
+
+    Returns:
+        The distorted canvases, drawn from torch's global random state.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_iba.demo.train import distort
+        >>> distort(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2, 1, 64, 64])
     """
     count = len(images)
     turn = torch.empty(count).uniform_(-_TURN_DEGREES, _TURN_DEGREES).deg2rad()

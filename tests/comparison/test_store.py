@@ -297,3 +297,17 @@ def test_what_the_results_do_not_depend_on_may_change(tmp_path):
     other = {"calibration": iter(torch.split(data.flip(0), 3)), "max_examples_per_batch": 2}
     again = run(tmp_path / "results.db", methods=[power], method_options={"own": {"thing": Thing()}}, **other)
     assert len(calls) == 2 and again.mean("own", "degradation 8x8") == first.mean("own", "degradation 8x8")
+
+
+def test_a_file_with_other_columns_is_refused(tmp_path):
+    """One of another version is not filled half; nothing is written to it."""
+    path = tmp_path / "old.db"
+    Store(path, {"a": 1}).__exit__()
+    connection = sqlite3.connect(path)
+    connection.execute("ALTER TABLE examples DROP COLUMN tokens")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(InvalidArgumentError, match="another version of captum_iba, with other columns"):
+        Store(path, {"a": 1})
+    assert path.read_bytes() == before

@@ -8,6 +8,8 @@ const all = (selector, within = document) => [...within.querySelectorAll(selecto
 
 {% include "photos.js" %}
 
+{% include "texts.js" %}
+
 {% include "curves.js" %}
 
 })();
