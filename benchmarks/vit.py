@@ -21,19 +21,19 @@ from torchvision.models.vision_transformer import ConvStemConfig
 from tqdm import trange
 
 from benchmarks.readout import print_report
-from captum_iba import LayerIBA, compare
+from captum_iba import FeatureStatistics, LayerIBA, compare
 from captum_iba.attr import tokens_to_map
 from captum_iba.comparison.dataset import TensorExamples
 from captum_iba.demo import load_canvases
 from captum_iba.demo.train import distort
 from captum_iba.metrics import bounding_box_ratio, boxes_to_mask
 
-LAYER = "vit.encoder.layers.encoder_layer_1"
-BETA = 10.0
+LAYER = "vit.encoder.dropout"
+BETA = 30.0
 METHODS = ["LayerIBA", "AttentionRollout", "LayerGradCam", "Saliency", "Random"]
-# behind the last block only the class token is read, so that the patches there have no bits
-LAYERS = [f"vit.encoder.layers.encoder_layer_{index}" for index in range(3)]
-BETAS = (1.0, 10.0, 100.0)
+# from the embedded patches on; behind the last block only the class token is read, and the patches there have no bits
+LAYERS = ["vit.encoder.dropout", *(f"vit.encoder.layers.encoder_layer_{index}" for index in range(3))]
+BETAS = (1.0, 10.0, 30.0, 100.0)
 # seeds of canvases that no step of the training sees
 _CALIBRATION, _CHOICE = 10**6, 10**6 + 1
 
@@ -87,6 +87,12 @@ def accuracy(model: nn.Module, n: int = 1000) -> float:
     return float((answers == canvases.labels).float().mean())
 
 
+def statistics(model: nn.Module, layer: str, calibration: Tensor) -> FeatureStatistics | None:
+    """Of each token by itself: the class token starts as a constant, which is no information."""
+    iba = LayerIBA(model, model.get_submodule(layer))
+    return iba.estimate(calibration.split(250), per="feature").statistics
+
+
 def choose(model: nn.Module, calibration: Tensor, n: int) -> tuple[str, float]:
     """Layer and beta of the highest bounding-box ratio on canvases of the training's hands."""
     canvases = load_canvases("train", n, seed=_CHOICE)
@@ -94,7 +100,7 @@ def choose(model: nn.Module, calibration: Tensor, n: int) -> tuple[str, float]:
     found: dict[tuple[str, float], float] = {}
     print(f"bounding-box ratio on {n} other canvases, and the class token's share of the bits")
     for layer in LAYERS:
-        iba = LayerIBA(model, model.get_submodule(layer)).estimate(calibration.split(250))
+        iba = LayerIBA(model, model.get_submodule(layer), statistics=statistics(model, layer, calibration))
         for beta in BETAS:
             patches, prefix = tokens_to_map(iba.attribute(canvases.images, target=canvases.labels, beta=beta))
             ratio = bounding_box_ratio(patches, mask).per_sample
@@ -131,6 +137,7 @@ def main() -> None:
         METHODS,
         options.metrics,
         layer,
+        statistics=statistics(model, layer, calibration),
         calibration=calibration.split(250),
         method_options={"LayerIBA": {"beta": beta}},
         n_pictures=0,
