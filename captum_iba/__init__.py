@@ -2,13 +2,16 @@
 
 from captum_iba.attr import (
     IBA,
+    AttentionRollout,
     IBADiagnostics,
     LayerIBA,
     LayerReadoutIBA,
+    LLMIBAAttribution,
     PatternAttribution,
     information_by_layer,
     resize_bits,
     suggest_layer,
+    tokens_to_map,
 )
 from captum_iba.bottleneck import FeatureStatistics
 from captum_iba.comparison import Report, compare, register_method
@@ -18,11 +21,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IBA",
+    "AttentionRollout",
     "BoundingBox",
     "Degradation",
     "FeatureStatistics",
     "IBADiagnostics",
     "LayerIBA",
+    "LLMIBAAttribution",
     "LayerReadoutIBA",
     "ParameterRandomization",
     "PatternAttribution",
@@ -34,4 +39,5 @@ __all__ = [
     "register_method",
     "resize_bits",
     "suggest_layer",
+    "tokens_to_map",
 ]

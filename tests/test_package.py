@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 from importlib.metadata import version
@@ -31,4 +32,14 @@ def test_version_is_the_metadata_s():
 def test_public_names_exist_and_are_documented():
     """Every public name has a docstring with an example or a table of attributes."""
     assert all((getattr(captum_iba, name).__doc__ or "").strip() for name in captum_iba.__all__)
-    assert len((PACKAGE / "__init__.py").read_text().splitlines()) <= 40
+
+
+def test_the_package_names_what_is_public_and_nothing_else():
+    """Docstring, imports, version and names: no code of its own."""
+    docstring, *statements = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    assigned = [s.targets[0].id for s in statements if isinstance(s, ast.Assign)]
+    imported = [alias.name for s in statements if isinstance(s, ast.ImportFrom) for alias in s.names]
+    assert assigned == ["__version__", "__all__"]
+    assert sorted(imported) == sorted(captum_iba.__all__)
+    assert all(isinstance(s, (ast.ImportFrom, ast.Assign)) for s in statements)

@@ -175,12 +175,12 @@ def evaluation_mode(modules: Sequence[nn.Module], warner: Warner) -> Iterator[No
 
 
 @contextmanager
-def frozen_parameters(module: nn.Module) -> Iterator[None]:
-    """Let no parameter ask for a gradient, and put each one's flag back.
+def frozen_parameters(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let no parameter of these modules ask for a gradient, and put each one's flag back.
 
     Nobody computes these gradients here, but autograd would keep what they need: the inputs of all linear layers.
     """
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    asking = [p for p in dict.fromkeys(p for root in modules for p in root.parameters()) if p.requires_grad]
     try:
         for parameter in asking:
             parameter.requires_grad_(False)

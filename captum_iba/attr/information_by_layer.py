@@ -16,7 +16,7 @@ from captum_iba._warn import Warner
 from captum_iba.attr._batches_by_length import PaddedBatch, as_batch, names_of_tokens
 from captum_iba.attr._calibration import LayersCollector, forward_calls, length_of, stream
 from captum_iba.attr._forward import Forward
-from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, unwrap_parallel
+from captum_iba.attr._model import device_of, evaluation_mode, exclusive, frozen_parameters, locate, unwrap_parallel
 from captum_iba.attr._positions import padding_of
 from captum_iba.attr._problem import Arguments, Problem
 from captum_iba.attr.blocks import named_layers
@@ -117,7 +117,7 @@ def information_by_layer(
     )
     arguments = Arguments(internal_batch_size=internal_batch_size, **kwargs)
     warner = Warner()
-    with exclusive([model]), evaluation_mode([model], warner):
+    with exclusive([model]), evaluation_mode([model], warner), frozen_parameters([model]):
         sites = {name: locate(forward_func, layer, False)[0] for name, layer in names.items()}
         found = _statistics(model, forward_func, sites, calibration, statistics, show_progress)
         rows = arguments.internal_batch_size or _ROWS.get(batch.inputs.device.type, _ROWS_ELSE)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from captum_iba._captum import TargetType, log_usage
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._layer_method import LayerMethod
-from captum_iba.attr._model import evaluation_mode, exclusive, reachable, unwrap_parallel
+from captum_iba.attr._model import evaluation_mode, exclusive, frozen_parameters, reachable, unwrap_parallel
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments, Granularity, Problem
 from captum_iba.attr.diagnostics import IBADiagnostics
@@ -188,6 +188,7 @@ class LayerIBA(LayerMethod):
         with (
             exclusive(to_switch),
             evaluation_mode(to_switch, self._state.warner),
+            frozen_parameters(to_switch),
             torch.autocast(forward.device_type, enabled=False),
             tqdm(total=n_steps, desc=f"{self.get_name()} attribution", disable=not show_progress) as bar,
         ):

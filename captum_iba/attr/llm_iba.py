@@ -23,7 +23,7 @@ from captum_iba.attr._llm_tokens import (
     readable,
     without_skipped,
 )
-from captum_iba.attr._model import evaluation_mode, exclusive, frozen_parameters, locate, unwrap_parallel
+from captum_iba.attr._model import evaluation_mode, exclusive, locate, unwrap_parallel
 from captum_iba.attr.diagnostics import IBADiagnostics
 from captum_iba.attr.layer_iba import LayerIBA
 from captum_iba.attr.layer_readout_iba import LayerReadoutIBA
@@ -117,7 +117,6 @@ class LLMIBAAttribution(LLMGradientAttribution):
         without tokens are left out. For anything else call ``LayerIBA(model, layer).estimate(batches)``, before this
         object is made or after, since statistics are shared: with token ids, or with mappings of ``input_ids`` and
         ``attention_mask`` (not of all that a tokenizer returns: GPT-2 would add an embedding of ``token_type_ids``).
-        Padding counts as positions there; group texts of one length.
 
         Args:
             texts (Iterable[str]): texts like the prompts and answers to be explained, but not the same.
@@ -240,7 +239,7 @@ class LLMIBAAttribution(LLMGradientAttribution):
         self._check(per, contrast, kwargs)
         site, _ = locate(self.model, self.attr_method.layer, kwargs.get("attribute_to_layer_input", False))
         # the method locks its own forward function, which is not the same for two objects with one model
-        with exclusive([self.model]), frozen_parameters(self.model):
+        with exclusive([self.model]):
             prompt = Prompt.of(inp, self.tokenizer, self.attr_method._state.warner)
             answer = self._answer(prompt, target, skip_tokens, gen_args)
             others = None
