@@ -19,7 +19,8 @@ from captum_iba.errors import (
     TargetIndexError,
 )
 
-ObjectiveType = Literal["probability", "log_probability"] | Callable[[Tensor, Any], Tensor] | None
+ObjectiveType = Literal["probability", "log_probability", "log_odds"] | Callable[[Tensor, Any], Tensor] | None
+_NAMES = (None, "probability", "log_probability", "log_odds")
 
 
 def output_tensor(output: Any) -> Tensor:
@@ -51,10 +52,10 @@ class Objective:
     """
 
     def __init__(self, objective: ObjectiveType, target: TargetType, class_dim: int, warner: Warner) -> None:
-        if objective not in (None, "probability", "log_probability") and not callable(objective):
+        if not callable(objective) and objective not in _NAMES:
             raise InvalidArgumentError(
-                f"objective={objective!r} is unknown; wanted None (logits), 'probability', 'log_probability' or a "
-                "callable (output, target) -> one loss a row."
+                f"objective={objective!r} is unknown; wanted None (logits), 'probability', 'log_probability', "
+                "'log_odds' or a callable (output, target) -> one loss a row."
             )
         self._objective, self._target, self._class_dim = objective, target, class_dim
         self._warner = warner
@@ -97,7 +98,7 @@ class Objective:
         """Probabilities lie between 0 and 1, log-probabilities below 0, and logits do not sum to one."""
         low, high = float(output.min()), float(output.max())
         wrong = {"probability": low < -1e-4 or high > 1 + 1e-3, "log_probability": high > 1e-3}
-        if isinstance(self._objective, str) and wrong[self._objective]:
+        if isinstance(self._objective, str) and wrong.get(self._objective, False):
             wanted = "values from 0 to 1" if self._objective == "probability" else "values of at most 0"
             raise InvalidArgumentError(
                 f"objective={self._objective!r}, but the model's output has values from {low:.3g} to {high:.3g}; "
@@ -162,18 +163,47 @@ class Objective:
 
     def _takes_softmax(self, output: Tensor) -> bool:
         # one value per example is a log-likelihood already
-        return self._objective is None and output.ndim > 1 and self._target is not None
+        return self._objective in (None, "log_odds") and output.ndim > 1 and self._target is not None
 
     def _log_likelihood(self, output: Tensor, target: TargetType) -> Tensor:
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self._objective == "probability":
             return _select_targets(output, target).clamp_min(torch.finfo(output.dtype).tiny).log()
-        # softmax over a single class would be constant
+        # softmax over a single class would be constant; its logit is the log-odds already
         if self._takes_softmax(output) and output.shape[self._class_dim] > 1:
-            output = output.log_softmax(dim=self._class_dim)
+            scale = log_odds if self._objective == "log_odds" else torch.log_softmax
+            output = scale(output, self._class_dim)
         return _select_targets(output, target)
 
     def probability(self, loss: Tensor) -> Tensor | None:
         """Probability of the target from its loss; None where the loss is not that of a probability."""
+        if self._objective == "log_odds":
+            return torch.sigmoid(-loss)
         is_likelihood = not callable(self._objective) and bool((loss >= -1e-6).all())
         return torch.exp(-loss).clamp_max(1.0) if is_likelihood else None
+
+
+def log_odds(logits: Tensor, dim: int) -> Tensor:
+    r"""Each class's logit less the logsumexp of all others, :math:`\log p_c - \log(1 - p_c)`.
+
+    Exact where a class is all but certain, and where log-softmax has no slope left.
+
+    Args:
+        logits (Tensor): with at least two classes.
+        dim (int): axis of the classes.
+
+    Returns:
+        Tensor: of the logits' shape.
+
+    Examples::
+
+        >>> log_odds(torch.tensor([[60.0, 0.0]]), 1).tolist()
+        [[60.0, -60.0]]
+    """
+    highest, place = logits.detach().max(dim=dim, keepdim=True)
+    powers = (logits - highest).exp()
+    # without the highest class the sum is made anew; elsewhere it holds a 1 that no difference cancels
+    rest = logits.scatter(dim, place, float("-inf")).logsumexp(dim=dim, keepdim=True)
+    is_highest = torch.zeros_like(logits, dtype=torch.bool).scatter(dim, place, True)
+    others = (powers.sum(dim=dim, keepdim=True) - powers.masked_fill(is_highest, 0.0)).log() + highest
+    return logits - torch.where(is_highest, rest, others)

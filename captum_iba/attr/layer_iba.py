@@ -110,8 +110,11 @@ class LayerIBA(LayerMethod):
                 examples. Default: None: all ``n_samples * N`` at once; on the CPU about 40, which keeps large batches
                 in its caches (``benchmarks/per_sample.py``).
             objective (str or Callable, optional): what the output is. None: logits, with log-softmax over
-                ``class_dim`` and the target's cross-entropy; ``"probability"`` or ``"log_probability"``: the model ends
-                in softmax or log-softmax; a callable ``(output, target) -> loss`` with one value a row. Default: None.
+                ``class_dim`` and the target's cross-entropy (paper); ``"log_odds"``: logits, with the target's
+                log-odds, whose slope does not vanish where the network is sure, so that all evidence for the target
+                counts and not only what its probability stands on, with a larger ``beta``; ``"probability"`` or
+                ``"log_probability"``: the model ends in softmax or log-softmax; a callable ``(output, target) -> loss``
+                with one value a row. Default: None.
             seed (int or Sequence[int], optional): of the noise, which comes from a generator of its own. With k seeds
                 the batch consists of k equal blocks, each with its own noise (see
                 :func:`captum_iba.metrics.seed_uncertainty`). Default: 0.
