@@ -137,13 +137,17 @@ def _returning_attentions(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _hooks_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Remove the hooks set inside: ours, and those that transformers 5 installs for good, with its mark of having."""
-    mark = "_output_capturing_hooks_installed"
-    before = [(module, set(module._forward_hooks), mark in vars(module)) for module in modules]
+    """Remove the hooks set inside: ours, and what transformers leaves behind.
+
+    Version 5 installs hooks for good, with a mark of having, and the late 4 puts modules' own ``forward`` back as an
+    attribute of the instance.
+    """
+    marks = ("_output_capturing_hooks_installed", "forward")
+    before = [(m, set(m._forward_hooks), [mark for mark in marks if mark not in vars(m)]) for m in modules]
     try:
         yield
     finally:
-        for module, known, was_marked in before:
+        for module, known, unmarked in before:
             for hooks in (
                 module._forward_hooks,
                 module._forward_hooks_with_kwargs,
@@ -151,5 +155,5 @@ def _hooks_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
             ):
                 for key in hooks.keys() - known:
                     del hooks[key]
-            if not was_marked:
+            for mark in unmarked:
                 vars(module).pop(mark, None)

@@ -107,7 +107,8 @@ def test_text_encoders_match_the_loop_over_returned_attentions(kind):
         reference = copy.deepcopy(encoder(kind, "eager"))(ids, attention_mask=mask, output_attentions=True).attentions
     assert len(reference) == 3
     model = encoder(kind)
-    assert kind == "deberta-v2" or model.config._attn_implementation == "sdpa"
+    # of these two, some versions of transformers know eager attention alone
+    assert kind in ("deberta-v2", "electra") or model.config._attn_implementation == "sdpa"
     before = state(model)
     found = AttentionRollout(model).attribute(ids, target=0, additional_forward_args=mask)
     torch.testing.assert_close(found, literal(reference), rtol=0, atol=1e-12)
