@@ -9,8 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import captum.attr
+import torch
 from torch import Tensor
 
+from captum_iba._captum import _select_targets
+from captum_iba.bottleneck.reading import read
+from captum_iba.bottleneck.replay import Site, run_with
 from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison.example import Kind
 from captum_iba.comparison.methods import Context, Explainer, Method, add_method
@@ -37,12 +41,23 @@ def _integrated_gradients(context: Context) -> Explainer:
 
 
 def _gradient_x_activation(context: Context) -> Explainer:
-    method: Any = captum.attr.LayerGradientXActivation(context.forward, context.layer)
+    # Captum's own refuses layers that return None beside their features, as blocks of transformers 4 do
     options = context.options_of("LayerGradientXActivation")
+    site = Site(context.layer, "the layer", options.pop("attribute_to_layer_input", False))
+    if options:
+        raise InvalidArgumentError(
+            f"method_options of LayerGradientXActivation: {', '.join(options)} cannot be used here; wanted "
+            "attribute_to_layer_input alone."
+        )
 
     def explain(x: Tensor, y: Tensor, additional_forward_args: Additional = None) -> Tensor:
-        values = method.attribute(x, target=y, additional_forward_args=additional_forward_args, **options)
-        return _features(values).sum(dim=2)
+        def call() -> Tensor:
+            return context.forward(x, *(additional_forward_args or ()))
+
+        features = read([site], call).features[0].requires_grad_()
+        with torch.enable_grad(), run_with(site, call, features) as logits:
+            (gradient,) = torch.autograd.grad(_select_targets(logits, y).sum(), features)
+        return _features(features.detach() * gradient).sum(dim=2)
 
     return explain
 

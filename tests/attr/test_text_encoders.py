@@ -14,7 +14,7 @@ from tests.attr.text_models import ENCODERS, make, padded, sentences
 
 LENGTHS = [9, 3, 14, 6]
 # T5 of transformers 4 takes its softmax in float32, whatever the model's precision
-EXACT = {name: 1e-9 for name in ENCODERS} | ({"T5 encoder": 1e-3} if transformers.__version__ < "5" else {})
+EXACT = dict.fromkeys(ENCODERS, 1e-09) | ({"T5 encoder": 1e-3} if transformers.__version__ < "5" else {})
 
 
 def calibrated(name: str, dtype: torch.dtype = torch.float64) -> LayerIBA:
