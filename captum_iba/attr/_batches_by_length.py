@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_iba._captum import TargetType
+from captum_iba.attr._signature import in_order, parameters_of
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError
 
 
@@ -24,26 +24,14 @@ def as_positional(forward_func: Callable[..., Any], inputs: Any) -> tuple[Any, t
     Raises:
         InvalidArgumentError: the signature does not have one of the names, or its first argument is missing.
     """
-    function = forward_func.forward if isinstance(forward_func, nn.Module) else forward_func
-    parameters = [
-        parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    names = [parameter.name for parameter in parameters]
+    names = [parameter.name for parameter in parameters_of(forward_func)]
     unknown = [name for name in inputs if name not in names]
     if unknown or not names or names[0] not in inputs:
         raise InvalidArgumentError(
             f"inputs has {list(inputs)}, and the model's arguments are {names[:8]}; wanted some of these, {names[:1]} "
             "among them. Leave the others out, or pass tensors in order: inputs and additional_forward_args."
         )
-    last = max(names.index(name) for name in inputs)
-    values = []
-    for parameter in parameters[: last + 1]:
-        if parameter.name not in inputs and parameter.default is parameter.empty:
-            raise InvalidArgumentError(f"inputs lacks {parameter.name!r}, which the model needs; found {list(inputs)}.")
-        values.append(inputs.get(parameter.name, parameter.default))
-    return values[0], tuple(values[1:])
+    return inputs[names[0]], in_order(forward_func, inputs)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from captum_iba.attr._objective import output_tensor
-from captum_iba.errors import InvalidArgumentError
+from captum_iba.attr._signature import in_order
 
 Additional: TypeAlias = tuple[Any, ...] | None
 """Captum's ``additional_forward_args``."""
@@ -43,17 +42,4 @@ def ordered(model: nn.Module, arguments: Mapping[str, Tensor]) -> Additional:
         >>> ordered(Model(), {}) is None
         True
     """
-    if not arguments:
-        return None
-    known = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in list(inspect.signature(model.forward).parameters.values())[1:] if p.kind in known]
-    last = max((place for place, p in enumerate(parameters) if p.name in arguments), default=-1)
-    found = []
-    for parameter in parameters[: last + 1]:
-        if parameter.name not in arguments and parameter.default is inspect.Parameter.empty:
-            raise InvalidArgumentError(
-                f"{type(model).__name__}.forward wants {parameter.name!r} before {parameters[last].name!r}, and the "
-                f"data have {', '.join(arguments)} only. Wrap the model in a module that takes the ids and these."
-            )
-        found.append(arguments.get(parameter.name, parameter.default))
-    return tuple(found) or None
+    return in_order(model, arguments) or None

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, on_one_grid, plain, scores
 from captum_iba.comparison._types import Array, Baseline, Curve, MetricInfo
 from captum_iba.comparison.example import Kind
-from captum_iba.metrics import degradation, deletion, insertion
+from captum_iba.metrics import DegradationResult, degradation, deletion, insertion
 from captum_iba.metrics._baselines import make_baselines
 from captum_iba.metrics._perturb import Removal, Rows
 from captum_iba.metrics._units import make_units
@@ -22,6 +22,17 @@ def named(baselines: Baseline) -> str:
     """A baseline in words."""
     words = {"mean": "the image's mean colour", "zero": "zero", "blur": "the blurred image"}
     return words[baselines] if isinstance(baselines, str) else f"the value {baselines:.3g}"
+
+
+def as_record(found: DegradationResult) -> Record:
+    """One example's curves, whose scale is that of the whole data set; see :func:`gather_scaled`."""
+    return {
+        "score": plain(found.area)[0],
+        "data": {"t1": float(found.top1), "b": float(found.fully_degraded)},
+        "x": plain(found.fractions),
+        "morf": plain(found.morf),
+        "lerf": plain(found.lerf),
+    }
 
 
 def gather_scaled(records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
@@ -89,13 +100,7 @@ class DegradationColumn:
             max_examples_per_batch=state.rows,
             seed=state.seed,
         )
-        return {
-            "score": plain(found.area)[0],
-            "data": {"t1": float(found.top1), "b": float(found.fully_degraded)},
-            "x": plain(found.fractions),
-            "morf": plain(found.morf),
-            "lerf": plain(found.lerf),
-        }
+        return as_record(found)
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, plain, scores
-from captum_iba.comparison._removal_columns import gather_scaled, lines_of
+from captum_iba.comparison._removal_columns import as_record, gather_scaled, lines_of
 from captum_iba.comparison._types import Array, Curve, MetricInfo
 from captum_iba.comparison.example import Kind
 from captum_iba.metrics import DegradationResult, degradation
@@ -51,13 +51,7 @@ class TokenDegradationColumn:
     def measure(self, state: ExampleState, maps: Tensor, explain: Callable[[Tensor, Tensor], Tensor]) -> Record:
         """See :class:`Column`."""
         found = _degraded(state, maps, self.removal, self.n_steps)
-        return {
-            "score": plain(found.area)[0],
-            "data": {"t1": float(found.top1), "b": float(found.fully_degraded)},
-            "x": plain(found.fractions),
-            "morf": plain(found.morf),
-            "lerf": plain(found.lerf),
-        }
+        return as_record(found)
 
     def gather(self, records: Sequence[Record | None]) -> tuple[Array, Curve | None]:
         """See :class:`Column`."""
