@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import time
 import warnings
 from pathlib import Path
@@ -32,7 +33,13 @@ from captum_iba.text_models import TextClassifier, load_text_classifier
 METRICS = ["degradation mask", "degradation delete"]
 OTHERS = ["LayerIntegratedGradients", "LayerGradientXActivation", "GradientNorm", "AttentionRollout", "Random"]
 # chosen by ``choose`` on training sentences of SST-2, for a BERT of six layers
-CHOSEN: dict[str, Any] = {"mask_granularity": "token", "objective": "log_odds", "beta": 100.0}
+CHOSEN: dict[str, Any] = {
+    "mask_granularity": "token",
+    "objective": "log_odds",
+    "beta": 100.0,
+    "n_steps": 20,
+    "learning_rate": 0.5,
+}
 LAYER = "bert.embeddings"
 N_CALIBRATION = 400
 
@@ -140,7 +147,8 @@ def run(options: argparse.Namespace, methods: list[Any]) -> None:
         store=options.store,
         show_progress=True,
     )
-    print_report(report)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the texts are shared out
+        print_report(report)
 
 
 def choose(options: argparse.Namespace) -> None:
