@@ -130,6 +130,7 @@ class LayerMethod(LayerAttribution):
         Examples::
 
             >>> import torch
+            >>> from captum_iba import LayerIBA
             >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
             >>> loader = [(torch.randn(500, 3), torch.zeros(500)) for _ in range(2)]
             >>> LayerIBA(model, model[0]).estimate(loader).statistics.std.shape

@@ -51,6 +51,7 @@ class LayerIBA(LayerMethod):
     Examples::
 
         >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
         >>> iba = LayerIBA(model, model[0])
         >>> iba.estimate(torch.randn(1000, 1, 8, 8)).statistics.n_samples
@@ -153,6 +154,7 @@ class LayerIBA(LayerMethod):
         Examples::
 
             >>> import torch
+            >>> from torch import nn
             >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
             >>> iba = LayerIBA(model, model[0]).estimate(torch.randn(1000, 3))
             >>> bits, record = iba.attribute(torch.randn(4, 3), target=[0, 1, 1, 0], return_diagnostics=True)

@@ -19,6 +19,7 @@ PACKAGE = Path(captum_iba.__file__).parent
 GATE = PACKAGE / "_captum.py"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PARAMETERS = {
+    "_convert_ids_to_pretty_tokens": ["ids", "tokenizer"],
     "_run_forward": ["forward_func", "inputs", "target", "additional_forward_args"],
     "_select_targets": ["output", "target"],
     "_expand_target": ["target", "n_steps", "expansion_type"],
