@@ -46,8 +46,17 @@ def load_text_classifier(name_or_path: str | os.PathLike[str]) -> TextClassifier
 
     Examples::
 
-        >>> classifier = load_text_classifier("textattack/bert-base-uncased-SST-2")  # doctest: +SKIP
-        >>> classifier.categories  # doctest: +SKIP
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "warm": 1, "flat": 2}, "[UNK]"))
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=3, num_labels=2, **sizes))
+        >>> with tempfile.TemporaryDirectory() as folder:  # or a folder of yours, or a name on the hub
+        ...     model.save_pretrained(folder)
+        ...     _ = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
+        ...     classifier = load_text_classifier(folder)
+        >>> classifier.categories
         ['LABEL_0', 'LABEL_1']
     """
     transformers = _transformers()

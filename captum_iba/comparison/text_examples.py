@@ -111,11 +111,14 @@ class TextExamples:
 
     Examples::
 
-        >>> from transformers import AutoTokenizer  # doctest: +SKIP
-        >>> tokenizer = AutoTokenizer.from_pretrained("textattack/bert-base-uncased-SST-2")  # doctest: +SKIP
-        >>> texts = TextExamples(["a warm film", "flat and dull"], [1, 0], tokenizer)  # doctest: +SKIP
-        >>> texts.load(0).tokens  # doctest: +SKIP
-        ('[CLS]', 'a', 'warm', 'film', '[SEP]')
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast  # or AutoTokenizer.from_pretrained(folder)
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "warm": 2, "flat": 3, "film": 4}, "[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", mask_token="[MASK]")
+        >>> texts = TextExamples(["warm film", "flat"], [1, 0], tokenizer)
+        >>> texts.load(0).tokens, texts.load(1).target
+        (('warm', 'film'), 0)
     """
 
     def __init__(
@@ -159,7 +162,7 @@ class TextExamples:
 
 
 class TextFile:
-    """The texts of a file, one a line: text, tab, class.
+    r"""The texts of a file, one a line: text, tab, class.
 
     Nothing is quoted: a line is split at its last tab. Blank lines are passed over. A line that is no text in UTF-8,
     has no tab, or whose class is unknown is an example that cannot be read: a comparison names it and goes on.
@@ -184,8 +187,18 @@ class TextFile:
 
     Examples::
 
-        >>> texts = TextFile("dev.tsv", tokenizer, limit=100)  # doctest: +SKIP
-        >>> compare(model, texts, layer="bert.encoder.layer.1")  # doctest: +SKIP
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast  # or AutoTokenizer.from_pretrained(folder)
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "warm": 2, "flat": 3, "film": 4}, "[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", mask_token="[MASK]")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "dev.tsv")
+        ...     _ = path.write_text("warm film\t1\nflat\t0\n")
+        ...     texts = TextFile(path, tokenizer)
+        ...     texts.keys, texts.load(0).tokens
+        (('dev.tsv:1', 'dev.tsv:2'), ('warm', 'film'))
     """
 
     def __init__(
