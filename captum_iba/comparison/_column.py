@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._arguments import Additional, ordered
 from captum_iba.comparison._types import Array, Curve, MetricInfo
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.example import AnyExample
-from captum_iba.comparison.methods import Context
 from captum_iba.metrics._curves import at_fractions
 
 Record: TypeAlias = dict[str, Any]

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from captum_iba.bottleneck.statistics import FeatureStatistics
 from captum_iba.comparison._runner import Plan
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.dataset import ExampleSet
-from captum_iba.comparison.methods import Context, Method
+from captum_iba.comparison.methods import Method
 from captum_iba.errors import CaptumIBAError
 from captum_iba.metrics._options import described
 

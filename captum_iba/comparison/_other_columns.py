@@ -14,8 +14,8 @@ from torch import Tensor
 from captum_iba.comparison._column import ExampleState, Record, mean_and_error, measured, plain, scores
 from captum_iba.comparison._types import Array, Curve, MetricInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
+from captum_iba.comparison.context import Logits
 from captum_iba.comparison.example import Kind
-from captum_iba.comparison.methods import Logits
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.metrics import bounding_box_ratio, sufficiency
 

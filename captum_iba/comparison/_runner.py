@@ -19,9 +19,10 @@ from captum_iba.comparison._column import Column, ExampleState, Record
 from captum_iba.comparison._cost import Cost
 from captum_iba.comparison._types import ExampleInfo
 from captum_iba.comparison.captum_methods import seed_of, seeded
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.dataset import ExampleSet
 from captum_iba.comparison.example import KINDS, AnyExample, refusal
-from captum_iba.comparison.methods import Context, Explainer, Method
+from captum_iba.comparison.methods import Explainer, Method
 from captum_iba.comparison.store import ExampleRecord, MethodRecord
 from captum_iba.errors import (
     CaptumIBAError,

@@ -24,8 +24,9 @@ from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison._graph import assert_deep_lift_modules, assert_relu_modules
 from captum_iba.comparison._layer_maps import features_of, grad_cam, is_plain_map, pop_layout
 from captum_iba.comparison._types import BITS
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.lrp import prepare_lrp
-from captum_iba.comparison.methods import Context, Explainer, Method, add_method
+from captum_iba.comparison.methods import Explainer, Method, add_method
 from captum_iba.errors import InvalidArgumentError, UnsupportedModelError
 
 _STEPS = 50

@@ -27,9 +27,10 @@ from captum_iba.comparison._runner import Plan, Runner, assert_logits
 from captum_iba.comparison._text_calibration import TextCalibration
 from captum_iba.comparison._types import Baseline
 from captum_iba.comparison.columns import find_columns
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.dataset import ExampleSet, as_examples
 from captum_iba.comparison.example import AnyExample, Kind
-from captum_iba.comparison.methods import Context, Explainer, Method, find_methods
+from captum_iba.comparison.methods import Explainer, Method, find_methods
 from captum_iba.comparison.report import Report
 from captum_iba.comparison.store import ExampleRecord, Store
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, UnreadableExampleError

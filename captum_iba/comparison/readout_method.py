@@ -19,7 +19,8 @@ from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison._calibration_batches import Batches
 from captum_iba.comparison._layer_maps import pop_layout
 from captum_iba.comparison._types import BITS
-from captum_iba.comparison.methods import Context, Explainer, Method, add_method
+from captum_iba.comparison.context import Context
+from captum_iba.comparison.methods import Explainer, Method, add_method
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, ReadoutFileError
 
 NAME = "LayerReadoutIBA"

@@ -10,7 +10,8 @@ from torch import Tensor
 from captum_iba.attr import AttentionRollout
 from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison._layer_maps import pop_layout
-from captum_iba.comparison.methods import Context, Explainer, Method, add_method
+from captum_iba.comparison.context import Context
+from captum_iba.comparison.methods import Explainer, Method, add_method
 
 NAME = "AttentionRollout"
 

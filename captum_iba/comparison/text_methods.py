@@ -16,8 +16,9 @@ from captum_iba._captum import _select_targets
 from captum_iba.bottleneck.reading import read
 from captum_iba.bottleneck.replay import Site, run_with
 from captum_iba.comparison._arguments import Additional
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.example import Kind
-from captum_iba.comparison.methods import Context, Explainer, Method, add_method
+from captum_iba.comparison.methods import Explainer, Method, add_method
 from captum_iba.errors import InvalidArgumentError
 
 _STEPS = 50

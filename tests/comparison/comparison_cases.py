@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_iba import LayerIBA
 from captum_iba.comparison import Example, compare
-from captum_iba.comparison.methods import Context
+from captum_iba.comparison.context import Context
 from captum_iba.demo import LAYER, load_canvases, load_model
 from captum_iba.demo.data import to_display
 from captum_iba.errors import UnreadableExampleError

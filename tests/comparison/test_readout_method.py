@@ -12,7 +12,8 @@ from torch import nn
 
 from captum_iba import LayerReadoutIBA
 from captum_iba.comparison import Method, compare
-from captum_iba.comparison.methods import BITS, Context, find_methods
+from captum_iba.comparison.context import Context
+from captum_iba.comparison.methods import BITS, find_methods
 from captum_iba.comparison.readout_method import NAME
 from captum_iba.errors import InvalidArgumentError
 from tests.attr.test_bad_input import state_of

@@ -14,7 +14,8 @@ from captum_iba.comparison._column import ExampleState
 from captum_iba.comparison._embedding import find_embedding
 from captum_iba.comparison._text_calibration import TextCalibration
 from captum_iba.comparison.captum_methods import seed_of
-from captum_iba.comparison.methods import TEXT, Context, find_methods
+from captum_iba.comparison.context import Context
+from captum_iba.comparison.methods import TEXT, find_methods
 from captum_iba.errors import InvalidArgumentError
 from tests.comparison.text_cases import LAYER, batch, bert, calibration, examples, quick, transformers
 

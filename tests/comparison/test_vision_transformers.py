@@ -12,7 +12,7 @@ from captum_iba.attr import AttentionRollout, tokens_to_map
 from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison._gradcam_layer import last_feature_map
 from captum_iba.comparison.captum_methods import _grad_cam, _guided_grad_cam, _layer_iba
-from captum_iba.comparison.methods import Context
+from captum_iba.comparison.context import Context
 from captum_iba.comparison.readout_method import _readout
 from captum_iba.comparison.rollout_method import _rollout
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, UnsupportedModelError
