@@ -26,20 +26,14 @@ from torch import Tensor
 
 from benchmarks.readout import print_report
 from captum_iba import LayerIBA, compare, information_by_layer
-from captum_iba.attr import find_blocks
+from captum_iba.attr import TOKEN_RANKING, find_blocks
 from captum_iba.comparison import Method, TextFile
 from captum_iba.text_models import TextClassifier, load_text_classifier
 
 METRICS = ["degradation mask", "degradation delete"]
 OTHERS = ["LayerIntegratedGradients", "LayerGradientXActivation", "GradientNorm", "AttentionRollout", "Random"]
 # chosen by ``choose`` on training sentences of SST-2, for a BERT of six layers
-CHOSEN: dict[str, Any] = {
-    "mask_granularity": "token",
-    "objective": "log_odds",
-    "beta": 100.0,
-    "n_steps": 20,
-    "learning_rate": 0.5,
-}
+CHOSEN: dict[str, Any] = dict(TOKEN_RANKING)
 LAYER = "bert.embeddings"
 N_CALIBRATION = 400
 

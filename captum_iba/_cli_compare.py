@@ -139,7 +139,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--n-steps", type=int, metavar="N", help="points on the degradation curves, default: every tile"
     )
     parser.add_argument("--n-pictures", type=int, default=40, metavar="N", help="examples with pictures, default: 40")
-    parser.add_argument("--beta", type=float, help="of LayerIBA, default: 10")
+    parser.add_argument("--beta", type=float, help="of LayerIBA, default: 10, with --text 100")
     parser.add_argument(
         "--readout",
         type=Path,

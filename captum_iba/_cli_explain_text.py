@@ -20,6 +20,8 @@ from captum_iba.visualization import layers_to_html, plot_layers
 _BATCH_SIZE = 32
 _MOST_TEXTS = 1000
 _N_TOP = 3
+# below this share of the class's probability the bits are not those of the decision
+_KEPT = 0.8
 
 
 def add_parser(commands: Any) -> None:
@@ -85,6 +87,7 @@ def run_explain_text(options: argparse.Namespace) -> int:
         print(f"\n{sentence}\n{label} ({int(classes[index])}), p = {float(probability[index]):.3f}")
         print("\n".join(_lines(found, index)))
     print(f"\nmost bits pass {found.most_informative_layer}")
+    _warn_of_lost_decisions(found, probability)
     for path in _write(found, options.output):
         print(path)
     return 0
@@ -169,6 +172,20 @@ def _lines(found: LayerInformation, index: int) -> Iterator[str]:
         words = ", ".join(f"{tokens[i]} {float(value):.1f}" for value, i in zip(*top, strict=True))
         spread = float(found.effective_tokens[layer, index])
         yield f"{name:{width}s} {float(bits[layer].sum()):9.1f} {p:>6s} {spread:7.1f}  {words}"
+
+
+def _warn_of_lost_decisions(found: LayerInformation, probability: Tensor) -> None:
+    """Say where little of the class is left: with few classes, guessing costs less than information does."""
+    if found.target_probability is None:
+        return
+    kept = found.target_probability.double().mean(dim=1) / float(probability.double().mean())
+    lost = [name for name, share in zip(found.layers, kept.tolist(), strict=True) if share < _KEPT]
+    if lost:
+        print(
+            f"captum-iba: at {', '.join(lost)} the class keeps less than {_KEPT:.0%} of its probability through the "
+            "bottleneck; a smaller --beta keeps more of it",
+            file=sys.stderr,
+        )
 
 
 def _write(found: LayerInformation, folder: Path) -> Iterator[Path]:

@@ -65,6 +65,14 @@ def test_a_long_sentence_is_cut_and_named(folder, capsys):
     assert "sentence 1 has 52 tokens and is cut to 32" in capsys.readouterr().err
 
 
+def test_a_lost_decision_is_named(folder, capsys):
+    """A large beta gives the class up, a small one does not."""
+    for beta, is_lost in ((1000, True), (0.01, False)):
+        run(folder, TEXTS[0], "--calibrate", folder / "train.tsv", "--beta", beta, "--layers", "bert.encoder.layer.0")
+        printed = capsys.readouterr().err
+        assert ("at bert.encoder.layer.0 the class keeps less than 80% of its probability" in printed) == is_lost
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,10 +13,12 @@ from captum_iba.attr.llm_result import LLMIBAAttributionResult
 from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.attr.resize import resize_bits
 from captum_iba.attr.suggest_layer import suggest_layer
+from captum_iba.attr.token_ranking import TOKEN_RANKING
 from captum_iba.attr.tokens_to_map import TokenMap, tokens_to_map
 from captum_iba.attr.training_history import Measures, TrainingHistory
 
 __all__ = [
+    "TOKEN_RANKING",
     "IBA",
     "AttentionRollout",
     "IBADiagnostics",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_iba.attr import LayerIBA
+from captum_iba.attr import TOKEN_RANKING, LayerIBA
 from captum_iba.attr.pattern_attribution import PatternAttribution
 from captum_iba.comparison._arguments import Additional
 from captum_iba.comparison._graph import assert_deep_lift_modules, assert_relu_modules
@@ -219,7 +219,8 @@ def _pattern_attribution(context: Context) -> Explainer:
 
 def _layer_iba(context: Context) -> Explainer:
     method: Any = LayerIBA(context.model, context.layer, statistics=context.statistics)
-    chosen = {"seed": context.seed} | context.options_of("LayerIBA")
+    is_text = not context.example.is_floating_point() and len(context.statistics.shape) == 2
+    chosen = {"seed": context.seed, **(TOKEN_RANKING if is_text else {}), **context.options_of("LayerIBA")}
     to_map = pop_layout(chosen)
     axis = chosen.get("channel_dim", context.statistics.channel_dim)
 
@@ -285,7 +286,9 @@ add_method(
     Method(
         "LayerIBA",
         _layer_iba,
-        "The per-sample information bottleneck, with the paper's parameters.",
+        "The per-sample information bottleneck, with the paper's parameters; on texts one lambda a token and the "
+        f"log-odds as objective, beta {TOKEN_RANKING['beta']:g}, learning rate {TOKEN_RANKING['learning_rate']}, "
+        f"{TOKEN_RANKING['n_steps']} steps.",
         BITS,
         is_fitted=True,
         needs_statistics=True,

@@ -95,7 +95,8 @@ def compare(
         method_options (Mapping, optional): further arguments by method, such as ``{"LayerIBA": {"beta": 1.0}}``: those
             of Captum's ``attribute``, of ``fit`` for PatternAttribution, ``epsilon`` for LRP, and for LayerReadoutIBA
             ``path``, a file of a trained one, or those of its constructor and ``fit``. At token layers of vision
-            transformers ``grid`` and ``n_prefix`` of :func:`captum_iba.attr.tokens_to_map` too. Default: None.
+            transformers ``grid`` and ``n_prefix`` of :func:`captum_iba.attr.tokens_to_map` too. On texts LayerIBA has
+            :data:`captum_iba.attr.TOKEN_RANKING`, but for what is given here. Default: None.
         baselines (str or float, optional): what stands for nothing in an image: ``"mean"``, its mean colour;
             ``"zero"``; ``"blur"``; or a number. For degradation and deletion, and for the methods that compare with a
             baseline. Sensitivity-n has zero, as in the paper. Texts have a token of their own for it, see

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from captum_iba import LayerIBA
+from captum_iba.attr import TOKEN_RANKING
 from captum_iba.comparison import TextFile
 from captum_iba.comparison.methods import PAPER, TEXT, Method
 from captum_iba.demo import load_canvases, load_model
@@ -64,7 +65,7 @@ def test_scores_are_those_of_direct_calls():
             np.testing.assert_allclose(curve[line][0][[0, -1]], ends, rtol=1e-9, atol=1e-12)
 
 
-def test_the_paper_method_is_a_direct_call():
+def test_layer_iba_is_a_direct_call():
     """LayerIBA's map, kept for the page, is that of the object called on the text, but for its 65536 levels."""
     model, data = bert(), examples()
     report = quick(data, ["LayerIBA"], model=model)
@@ -72,7 +73,7 @@ def test_the_paper_method_is_a_direct_call():
     iba = LayerIBA(model, model.get_submodule(LAYER)).estimate([dict(text) for text in texts])
     for i, key in enumerate(data.keys):
         ids, additional = batch(data.load(i))
-        bits = iba.attribute(ids, target=LABELS[i], additional_forward_args=additional)[0, :, 0]
+        bits = iba.attribute(ids, target=LABELS[i], additional_forward_args=additional, **TOKEN_RANKING)[0, :, 0]
         kept = report.results.maps["LayerIBA"][key]
         values = kept.low + kept.levels[0] / 65535 * (kept.high - kept.low)
         np.testing.assert_allclose(values, bits, atol=2e-4 * kept.high)

@@ -7,6 +7,7 @@ from torch import nn
 
 from captum_iba import LayerIBA
 from captum_iba._warn import Warner
+from captum_iba.attr import TOKEN_RANKING
 from captum_iba.attr.attention_rollout import AttentionRollout
 from captum_iba.comparison import compare
 from captum_iba.comparison._arguments import logits_of
@@ -71,7 +72,8 @@ def at_the_layer(model, example):
 def bits(model, example, data):
     ids, additional = batch(example)
     iba = LayerIBA(model, model.get_submodule(LAYER), statistics=context(model, data).statistics)
-    return iba.attribute(ids, target=example.target, additional_forward_args=additional, seed=SEED).squeeze(2)
+    options = {"target": example.target, "additional_forward_args": additional, "seed": SEED}
+    return iba.attribute(ids, **options, **TOKEN_RANKING).squeeze(2)
 
 
 def integrated(model, example, _data):
