@@ -18,9 +18,9 @@ TOKEN_RANKING: Mapping[str, Any] = MappingProxyType(
 """Arguments of :meth:`LayerIBA.attribute` that rank tokens best, at the output of the embeddings.
 
 One lambda a token sums up what all its hidden units say, where one for each unit follows the sign of many small slopes.
-The log-odds keep their slope where the network is sure. Half the learning rate for twice the steps sees more noise. They
-were chosen by token degradation on training sentences (``python -m benchmarks.text choose``). ``beta`` is so large as
-log-odds are; it decides how many bits there are, and hardly their order.
+The log-odds keep their slope where the network is sure. Half the learning rate for twice the steps sees more noise.
+They were chosen by token degradation on training sentences (``python -m benchmarks.text choose``). ``beta`` is so large
+as log-odds are; it decides how many bits there are, and hardly their order.
 
 Examples::
 
