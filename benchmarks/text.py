@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.readout import print_report
 from captum_iba import LayerIBA, compare, information_by_layer
 from captum_iba.attr import TOKEN_RANKING, find_blocks
+from captum_iba.attr._signature import in_order
 from captum_iba.comparison import Method, TextFile
 from captum_iba.text_models import TextClassifier, load_text_classifier
 
@@ -58,7 +59,7 @@ def layers(options: argparse.Namespace) -> None:
     classifier, blocks = options.classifier, find_blocks(options.classifier.model)
     texts, labels = lines_of(options.texts, options.n)
     batch, target = encoded(classifier, texts), torch.tensor(labels)
-    further = tuple(value for name, value in batch.items() if name != "input_ids")
+    further = in_order(classifier.model, batch)
     data = corpus(classifier, options.calibrate)
     first = encoded(classifier, texts[:2])
     known = information_by_layer(

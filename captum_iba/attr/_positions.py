@@ -81,7 +81,7 @@ def real_positions(
     if len(empty):
         raise InvalidArgumentError(
             f"{name} marks no position of example {int(empty[0])} as real; wanted at least one nonzero entry in each "
-            "row. Leave empty examples out of the batch."
+            "row. Leave empty examples out of the batch, and look at the order of the model's arguments."
         )
     return None if bool(mask.all()) else mask.unsqueeze(channel_dim)
 
@@ -129,11 +129,12 @@ def find_positions(
     Raises:
         InvalidTypeError, InvalidArgumentError: a mask that does not fit, or nothing left to cover.
     """
+    name = "position_mask"
     if position_mask is None and padding is not None and fits(padding, features.shape, channel_dim):
-        position_mask = padding
+        position_mask, name = padding, f"The model's {PADDING_NAME}"
     real = None
     if position_mask is not None:
-        real = real_positions(position_mask, features.shape, channel_dim, layer_name)
+        real = real_positions(position_mask, features.shape, channel_dim, layer_name, name)
         real = None if real is None else real.to(features.device)
     if protected_positions is None:
         return Positions(real, None if real is None else ~real)

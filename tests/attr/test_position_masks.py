@@ -192,6 +192,17 @@ def test_masks_that_do_not_fit_are_refused(model: Tagger, options: Any, error: t
         iba.attribute(ids, target=0, additional_forward_args=(mask,), **options)
 
 
+def test_arguments_in_the_wrong_order_are_noticed() -> None:
+    """Token types, all zero, in the place of the attention mask."""
+    model = make("BERT")
+    ids, mask = padded(sentences([5, 5]))
+    iba = LayerIBA(model, model.get_submodule("bert.encoder.layer.1"))
+    with pytest.raises(
+        InvalidArgumentError, match="The model's attention_mask marks no position of example 0 .* order"
+    ):
+        iba.attribute(ids, target=0, additional_forward_args=(torch.zeros_like(mask), mask))
+
+
 def test_vectors_have_no_positions(model: Tagger) -> None:
     """At the head there is nothing to mask position by position."""
     iba = LayerIBA(model, model.head).estimate(data())
