@@ -42,7 +42,7 @@ Granularity: TypeAlias = Literal["element", "token"]
 # Rows at once on the CPU: more fall out of its caches.
 _CPU_ROWS = 40
 # Weight of the information where the user names none, see LayerIBA.attribute.
-_BETA: Mapping[Granularity, float] = {"element": 10.0, "token": 10.0}
+_BETA: Mapping[Granularity, float] = {"element": 10.0, "token": 1.0}
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,15 @@ def test_masks_that_do_not_fit_are_refused(model: Tagger, options: Any, error: t
         iba.attribute(ids, target=0, additional_forward_args=(mask,), **options)
 
 
+def test_beta_without_a_choice_goes_with_the_mask(model: Tagger) -> None:
+    """10 for a lambda an element, as in the paper, and 1 for a lambda a token."""
+    iba = LayerIBA(model, model.layers[0]).estimate(data())
+    ids, mask = padded(sentences([8, 5]))
+    for granularity, beta in (("element", 10.0), ("token", 1.0)):
+        options = {"target": 1, "additional_forward_args": (mask,), "mask_granularity": granularity}
+        assert torch.equal(iba.attribute(ids, **options), iba.attribute(ids, beta=beta, **options))
+
+
 def test_arguments_in_the_wrong_order_are_noticed() -> None:
     """Token types, all zero, in the place of the attention mask."""
     model = make("BERT")
