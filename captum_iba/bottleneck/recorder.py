@@ -85,8 +85,7 @@ class Recorder:
         self.calls: dict[Site, list[RecordedCall]] = {site: [] for site in sites}
         self._running: list[nn.Module] = []
         self._originals: dict[int, _Original] = {}
-        # a compiled module would be compiled anew under a mode
-        self._watches = not any(getattr(module, "_compiled_call_impl", None) for module in every)
+        self._watches = not any(_is_compiled(module) for module in every)
 
     def recorder(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A forward that keeps its output."""
@@ -169,6 +168,10 @@ class _Mode(TorchFunctionMode):
         self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            torch.compiler.is_compiling()
+        ):  # a function of the user's: what it needs is not seen, and the check finds out
+            return func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
@@ -187,6 +190,11 @@ def _watched(recorder: Recorder) -> Iterator[None]:
             yield
     finally:
         recorder.finish()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module runs as compiled code, which would be compiled anew under a mode."""
+    return bool(getattr(module, "_compiled_call_impl", None)) or "_orig_mod" in module._modules
 
 
 def _replayable(root: nn.Module, site: Site) -> list[nn.Module]:

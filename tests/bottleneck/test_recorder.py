@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_iba import LayerIBA
 from captum_iba.bottleneck import Recording, Site
 
 WIDTH = 4
@@ -154,3 +155,26 @@ def test_a_module_that_hands_its_input_on_is_followed() -> None:
     assert held(recording) == [False, False, True]
     with recording.run(lambda: model(x), recording.features.clone(), True) as output:
         assert torch.equal(output, model(x))
+
+
+def test_compiled_models_replay() -> None:
+    """No mode of ours gets into compiled code; all outputs are kept."""
+    torch.compiler.reset()
+    model, x = Residual(3), torch.randn(3, WIDTH)
+    compiled = torch.compile(model, backend="eager")
+    recording = Recording.make(Site(model.blocks[1], "layer"), lambda: compiled(x), [compiled])
+    for first_time in (True, False):
+        with recording.run(lambda: compiled(x), recording.features.clone(), first_time) as output:
+            torch.testing.assert_close(output, model(x))
+
+
+@pytest.mark.filterwarnings("ignore:What comes before")
+def test_compiled_functions_end_with_the_right_bits() -> None:
+    """What code compiled around the modules needs is not seen; the check of the replay finds that out."""
+    torch.compiler.reset()
+    model, x = Residual(3).eval(), torch.randn(3, WIDTH)
+    iba = LayerIBA(model, model.blocks[1]).estimate(torch.randn(50, WIDTH))
+    compiled = LayerIBA(torch.compile(lambda x: model(x), backend="eager"), model.blocks[1], statistics=iba.statistics)
+    found, wanted = (method.attribute(x, target=1, beta=0.1, n_steps=3) for method in (compiled, iba))
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-4)
+    assert wanted.std() > 1e-2
