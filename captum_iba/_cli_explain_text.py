@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from captum_iba.attr import LayerInformation, information_by_layer
+from captum_iba.attr._llm_tokens import n_positions
+from captum_iba.attr._signature import parameters_of
 from captum_iba.attr.blocks import named_layers
 from captum_iba.errors import InvalidArgumentError, MissingFileError
 from captum_iba.text_models import TextClassifier, load_text_classifier
@@ -20,6 +22,8 @@ from captum_iba.visualization import layers_to_html, plot_layers
 _BATCH_SIZE = 32
 _MOST_TEXTS = 1000
 _N_TOP = 3
+# tokenizers without a limit of their own state a huge number
+_NO_LIMIT = 1_000_000
 # below this share of the class's probability the bits are not those of the decision
 _KEPT = 0.8
 
@@ -107,35 +111,57 @@ def _texts_in(path: Path) -> list[str]:
     return texts[:: -(-len(texts) // _MOST_TEXTS)]
 
 
+def _limit(classifier: TextClassifier) -> int:
+    """Most tokens of a text: the tokenizer's limit, or the model's, where the tokenizer has none."""
+    own, of_model = classifier.tokenizer.model_max_length, n_positions(classifier.model)
+    return int(own if of_model is None else min(own, of_model))
+
+
+def _arguments(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Texts as a padded batch of what the model takes.
+
+    Raises:
+        InvalidArgumentError: several texts, and a tokenizer that cannot pad.
+    """
+    tokenizer = classifier.tokenizer
+    if len(texts) > 1 and tokenizer.pad_token is None:
+        raise InvalidArgumentError(
+            f"The tokenizer of {classifier.name} has no padding token, so its texts go one at a time. Set "
+            "tokenizer.pad_token and the model's config.pad_token_id, and save both."
+        )
+    limit = _limit(classifier)
+    options = {"truncation": True, "max_length": limit} if limit < _NO_LIMIT else {}
+    found = tokenizer(list(texts), padding=len(texts) > 1, return_tensors="pt", **options)
+    known = {parameter.name for parameter in parameters_of(classifier.model)}
+    return {name: value for name, value in found.items() if name in known}
+
+
 class _Batches:
     """Texts as padded batches of the model's arguments."""
 
     def __init__(self, classifier: TextClassifier, texts: Sequence[str]) -> None:
-        self._tokenizer = classifier.tokenizer
+        self._classifier = classifier
+        self._size = 1 if classifier.tokenizer.pad_token is None else _BATCH_SIZE
         self._texts = sorted(texts, key=len)  # with little padding
 
     def __len__(self) -> int:
-        return -(-len(self._texts) // _BATCH_SIZE)
+        return -(-len(self._texts) // self._size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(self._texts), _BATCH_SIZE):
-            part = self._texts[start : start + _BATCH_SIZE]
-            yield dict(self._tokenizer(part, padding=True, truncation=True, return_tensors="pt"))
+        for start in range(0, len(self._texts), self._size):
+            yield _arguments(self._classifier, self._texts[start : start + self._size])
 
 
 def _encoded(classifier: TextClassifier, sentences: Sequence[str]) -> dict[str, Tensor]:
     """The sentences as one padded batch; too long ones are cut, and a line says so."""
-    tokenizer = classifier.tokenizer
+    tokenizer, limit = classifier.tokenizer, _limit(classifier)
     for number, sentence in enumerate(sentences, start=1):
         n_tokens = len(tokenizer(sentence, verbose=False)["input_ids"])
         if not tokenizer.tokenize(sentence):
             raise InvalidArgumentError(f"Sentence {number}, {sentence!r}, has no tokens; wanted a text.")
-        if n_tokens > tokenizer.model_max_length:
-            print(
-                f"captum-iba: sentence {number} has {n_tokens} tokens and is cut to {tokenizer.model_max_length}",
-                file=sys.stderr,
-            )
-    return dict(tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt"))
+        if n_tokens > limit:
+            print(f"captum-iba: sentence {number} has {n_tokens} tokens and is cut to {limit}", file=sys.stderr)
+    return _arguments(classifier, sentences)
 
 
 def _classes(classifier: TextClassifier, batch: dict[str, Tensor], target: str | None) -> tuple[Tensor, Tensor]:

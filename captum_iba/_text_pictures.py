@@ -69,8 +69,10 @@ def plot_layers(information: LayerInformation, index: int = 0) -> Figure:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     image: Any = axis.imshow(bits.detach().double().cpu().numpy(), cmap=_COLORMAP, vmin=0.0, aspect="auto")
-    axis.set_xticks(range(n_tokens), tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_yticks(range(n_layers), _short(information.layers), fontsize=8)
+    axis.set_xticks(
+        range(n_tokens), tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False
+    )
+    axis.set_yticks(range(n_layers), _short(information.layers), fontsize=8, parse_math=False)
     axis.set_ylabel("layer")
     figure.colorbar(image, ax=axis, pad=0.02).set_label("bits per token")
     return figure

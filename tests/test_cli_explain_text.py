@@ -1,9 +1,11 @@
 """The command ``captum-iba explain-text``."""
 
+import copy
 import csv
 
 import pytest
 import torch
+import transformers
 
 from captum_iba import information_by_layer
 from captum_iba.cli import main
@@ -71,6 +73,21 @@ def test_a_lost_decision_is_named(folder, capsys):
         run(folder, TEXTS[0], "--calibrate", folder / "train.tsv", "--beta", beta, "--layers", "bert.encoder.layer.0")
         printed = capsys.readouterr().err
         assert ("at bert.encoder.layer.0 the class keeps less than 80% of its probability" in printed) == is_lost
+
+
+def test_models_that_take_less_and_tokenizers_that_cannot_pad(folder, capsys):
+    """Arguments that the model does not name are left out; without a padding token one sentence goes at a time."""
+    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 10}
+    config = transformers.DistilBertConfig(vocab_size=20, num_labels=3, **sizes)
+    transformers.DistilBertForSequenceClassification(config).save_pretrained(folder / "small")
+    words = copy.deepcopy(tokenizer())
+    words.pad_token, words.model_max_length = None, 10**30
+    words.save_pretrained(folder / "small")
+    common = ("--calibrate", folder / "train.tsv", "--layers", "distilbert.transformer.layer.0")
+    assert run(folder, "film " * 20, *common, model="small") == 0
+    assert "sentence 1 has 22 tokens and is cut to 10" in capsys.readouterr().err
+    assert run(folder, *TEXTS[:2], *common, model="small") == 2
+    assert "has no padding token, so its texts go one at a time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ class PaddedBatch:
                 f"inputs is {_kind(self.inputs)}; wanted token ids (N, T), N at least 1, or a mapping of the model's "
                 "arguments as a tokenizer gives it."
             )
+        if self.mask is not None:
+            empty = (self.mask == 0).flatten(1).all(dim=1).nonzero().flatten()
+            if len(empty):
+                raise InvalidArgumentError(
+                    f"The mask marks no token of example {int(empty[0])} as real; wanted at least one in each row. "
+                    "Leave empty examples out of the batch."
+                )
         n_targets = None
         if isinstance(self.target, list) or (isinstance(self.target, Tensor) and self.target.numel() > 1):
             n_targets = len(self.target)
@@ -81,13 +88,22 @@ class PaddedBatch:
         lengths: list[int] = ((self.mask != 0) * places).amax(dim=1).tolist()
         return lengths
 
+    def _can_be_cut(self) -> bool:
+        """Whether all that has tokens has them on its second axis; masks of pairs of tokens have them on two."""
+        if self.mask is None or self.inputs.shape[1] != self.mask.shape[1]:
+            return False
+        n = self.mask.shape[1]
+        return not any(isinstance(value, Tensor) and n in value.shape[2:] for value in self.additional or ())
+
     def _part(self, rows: list[int], length: int) -> PaddedBatch:
         def cut(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(self.inputs):
                 return value
             chosen = value[torch.tensor(rows, device=value.device)]
-            is_long = self.mask is not None and value.ndim > 1 and value.shape[1] == self.mask.shape[1]
+            is_long = can_be_cut and value.ndim > 1 and value.shape[1] == self.inputs.shape[1]
             return chosen[:, :length] if is_long else chosen
+
+        can_be_cut = self._can_be_cut()
 
         target: Any = self.target
         if isinstance(target, list):

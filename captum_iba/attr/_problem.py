@@ -208,6 +208,8 @@ class Problem:
         self._reference = self._make_reference()
         self._noise = self._make_noise(tuple(self._features.shape[1:]), self._arguments.seeds)
         self._blur, self._shared_axis = self._make_blur(), self._make_shared_axis()
+        if self._shared_sites:
+            self._tail.settle()  # while no further layer has noise
         self._shared = self._make_shared() if self._shared_sites else None
 
     def explain(

@@ -61,7 +61,8 @@ def information_by_layer(
         target (int, tuple, Tensor or list, optional): as for :meth:`LayerIBA.attribute`. Default: None.
         additional_forward_args (Any, optional): further arguments in order; not with a mapping. Default: None.
         calibration (Iterable, optional): data for the feature statistics, as for :meth:`LayerIBA.estimate`; one pass
-            serves all layers. Default: None.
+            serves all layers. Padding is left out by the ``attention_mask``; for any other mask pass ``statistics`` of
+            :meth:`LayerIBA.estimate`. Default: None.
         statistics (Mapping[str, FeatureStatistics], optional): by layer, from an earlier result. Default: None; with
             neither, each sentence's own stand in, and a warning says so.
         tokenizer (optional): anything with ``convert_ids_to_tokens``, which names the tokens. Default: None.
@@ -104,6 +105,8 @@ def information_by_layer(
     unknown = sorted(set(kwargs) - _OPTIONS)
     if unknown:
         raise InvalidArgumentError(f"{unknown} are no arguments; wanted some of {sorted(_OPTIONS)}.")
+    if not isinstance(kwargs.get("seed", 0), int):
+        raise InvalidTypeError(f"seed is {kwargs['seed']!r}; wanted one integer here: sentences are not kept in order.")
     if isinstance(kwargs.get("protected_positions"), Tensor):
         raise InvalidTypeError("protected_positions is a tensor; wanted numbers of tokens here, such as [0, -1].")
     forward_func = unwrap_parallel(model, None)
@@ -119,9 +122,9 @@ def information_by_layer(
     warner = Warner()
     with exclusive([model]), evaluation_mode([model], warner), frozen_parameters([model]):
         sites = {name: locate(forward_func, layer, False)[0] for name, layer in names.items()}
-        found = _statistics(model, forward_func, sites, calibration, statistics, show_progress)
+        found = _statistics(model, forward_func, sites, calibration, statistics, arguments.channel_dim, show_progress)
         rows = arguments.internal_batch_size or _ROWS.get(batch.inputs.device.type, _ROWS_ELSE)
-        solver = _Solver(model, forward_func, sites, found, arguments, warner)
+        solver = _Solver(model, forward_func, sites, found, arguments, int(rows), warner)
         bar = tqdm(
             total=len(batch.inputs) * len(sites),
             desc="Information by layer",
@@ -142,6 +145,7 @@ def _statistics(
     sites: Mapping[str, Site],
     calibration: Iterable[Any] | None,
     given: Mapping[str, FeatureStatistics] | None,
+    channel_dim: int | None,
     show_progress: bool,
 ) -> dict[str, FeatureStatistics]:
     if given is not None and calibration is not None:
@@ -162,7 +166,7 @@ def _statistics(
     with torch.inference_mode(False):
         keep(
             stream(
-                LayersCollector(list(sites.values()), "auto", None, 10_000, [model]),
+                LayersCollector(list(sites.values()), "auto", channel_dim, 10_000, [model]),
                 forward_calls(forward_func, calibration, None, device_of([model])),
                 keep,
                 length_of(calibration),
@@ -182,21 +186,25 @@ class _Solver:
         sites: Mapping[str, Site],
         statistics: Mapping[str, FeatureStatistics],
         arguments: Arguments,
+        rows: int,
         warner: Warner,
     ) -> None:
+        self._rows = rows
         self._model, self._forward_func, self._sites = model, forward_func, sites
         self._statistics, self._arguments, self._warner = statistics, arguments, warner
 
     def solve(self, part: PaddedBatch, done: Callable[[int], object]) -> list[tuple[Tensor, IBADiagnostics]]:
         """Bits (n, T) and diagnostics at each layer."""
         forward = Forward(self._forward_func, part.inputs, part.additional)
+        # a copy of a part is never cut
+        rows = max(self._rows, len(part.inputs))
         shared = SharedPrefix(list(self._sites.values()), forward, [self._model])
-        solved = []
+        solved: list[tuple[Tensor, IBADiagnostics]] = []
         for name, site in self._sites.items():
             # the user's autocast is for the model; everything else runs in full precision
             with torch.autocast(forward.device_type, enabled=False):
                 problem = Problem(
-                    arguments=replace(self._arguments, position_mask=part.mask, internal_batch_size=None),
+                    arguments=replace(self._arguments, position_mask=part.mask, internal_batch_size=rows),
                     forward=forward,
                     site=site,
                     modules=[self._model],
@@ -211,9 +219,19 @@ class _Solver:
                 raise InvalidArgumentError(
                     f"{site.name} gives bits of shape {list(bits.shape)}; wanted a layer of tokens (N, T, D)."
                 )
+            if solved and bits.shape[1] != solved[0][0].shape[1]:
+                raise InvalidArgumentError(
+                    f"{site.name} has {bits.shape[1]} positions and the first of the layers {solved[0][0].shape[1]}; "
+                    "wanted layers of the same tokens."
+                )
             solved.append((bits[..., 0], record))
             done(len(bits))
         return solved
+
+
+def _fewest(batch: PaddedBatch, n_tokens: int) -> int:
+    """Tokens of the shortest example."""
+    return n_tokens if batch.mask is None else int((batch.mask != 0).sum(dim=1).min())
 
 
 def _gather(
@@ -227,6 +245,11 @@ def _gather(
     longest = max(bits.shape[1] for _, solved in records for bits, _ in solved)
     n_tokens = longest if batch.mask is None else batch.mask.shape[1]
     first = records[0][1][0][0]
+    if not 0 <= (cls_position if cls_position >= 0 else ~cls_position) < _fewest(batch, n_tokens):
+        raise InvalidArgumentError(
+            f"cls_position={cls_position} is no token of an example with {_fewest(batch, n_tokens)}; wanted one that "
+            "all have."
+        )
     bits = first.new_zeros(len(names), len(batch.inputs), n_tokens)
     probabilities = first.new_zeros(len(names), len(batch.inputs))
     has_probability = True

@@ -55,7 +55,10 @@ class LayerInformation:
 
     @property
     def effective_tokens(self) -> Tensor:
-        """(L, N), over how many tokens the bits spread: exp of the entropy of their shares, 1 for a single one."""
+        """(L, N), over how many tokens the bits spread: exp of the entropy of their shares, 1 for a single one.
+
+        NaN where there are no bits at all.
+        """
         entropy: Tensor = torch.special.entr(self.bits / self.total_bits.unsqueeze(2)).sum(dim=2)
         return entropy.exp()
 

@@ -225,6 +225,15 @@ def example_reference(features: Tensor, channel_dim: int, real: Tensor | None = 
     mean = torch.where(weight > 0, features, 0.0).sum(dim=positions, keepdim=True) / count
     spread = (features - mean).square().where(weight > 0, 0.0).sum(dim=positions, keepdim=True)
     scale = spread.div((count - 1).clamp_min(1)).sqrt()
+    if real is not None:  # an example with a single real position is pooled as well
+        kept = weight > 0
+        n = weight.flatten(1).sum(dim=1).view(-1, *[1] * (features.ndim - 1))
+        axes = list(range(1, features.ndim))
+        middle = torch.where(kept, features, 0.0).sum(dim=axes, keepdim=True) / n
+        around = (features - middle).square().where(kept, 0.0).sum(dim=axes, keepdim=True)
+        is_single = (count == 1).flatten(1).all(dim=1).view_as(n)
+        mean = torch.where(is_single, middle, mean)
+        scale = torch.where(is_single, around.div((n - 1).clamp_min(1)).sqrt(), scale)
     scale, active = floor_scale(mean, scale, per_example=True)
     if not active.flatten(1).any(dim=1).all():
         raise StatisticsError(

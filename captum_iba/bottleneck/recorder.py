@@ -141,8 +141,8 @@ class Recorder:
         original = _Original(copies)
 
         def gone(_reference: Any) -> None:
-            if self._originals.get(key) is original:
-                del self._originals[key]
+            if self._originals.pop(key, None) is not original:
+                return  # the pass is over
             for site, call, number in original.copies:
                 if site not in original.needed_by:
                     call.forget(number)
@@ -151,7 +151,9 @@ class Recorder:
         self._originals[key] = original
 
     def finish(self) -> None:
-        """Stop following tensors; those that the model still holds stay recorded."""
+        """Stop following tensors; those that the model still holds stay recorded, whenever it lets go of them."""
+        for original in self._originals.values():
+            original.copies.clear()
         self._originals.clear()
 
     def _is_replayed(self, module: nn.Module, site: Site) -> bool:

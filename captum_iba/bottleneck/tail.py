@@ -94,6 +94,11 @@ class Tail:
         """``"replay"``, ``"replay expanded"`` or ``"whole model"``; None before the first run."""
         return self._mode
 
+    def settle(self) -> None:
+        """Find out the way to run now, which :meth:`run` does at first otherwise."""
+        if self._mode is None:
+            self._mode = self._first_mode()
+
     @contextmanager
     def run(self, z: Tensor, copies: int) -> Iterator[Tensor]:
         """Run the model with ``z``, of ``copies * N`` rows, in place of the layer's features.
@@ -104,8 +109,7 @@ class Tail:
             yield self._enter(stack, z, copies)
 
     def _enter(self, stack: ExitStack, z: Tensor, copies: int) -> Tensor:
-        if self._mode is None:
-            self._mode = self._first_mode()
+        self.settle()
         if self._mode == "replay":
             try:
                 return self._rows_of(stack, self._recording.run(lambda: self._call_for(1), z), len(z))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ class Words:
     """Names a token by its id."""
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [f"w{number}" for number in ids]
+        return [f"w{number}$$" for number in ids]  # no mathematics
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,16 @@ TARGETS = torch.tensor([0, 1, 2, 1, 0])
 @pytest.fixture(scope="module")
 def found(bert: nn.Module) -> LayerInformation:
     return information_by_layer(bert, "all", batch(), TARGETS, calibration=corpus(), tokenizer=Words(), **OPTIONS)
+
+
+def test_no_more_rows_run_at_once_than_allowed(bert: nn.Module, found: LayerInformation) -> None:
+    """Also where the limit is below the number of copies."""
+    rows: list[int] = []
+    handle = bert.classifier.register_forward_pre_hook(lambda _m, args: rows.append(len(args[0])))
+    options = OPTIONS | {"n_samples": 6}
+    information_by_layer(bert, "all", batch(), 1, statistics=found.statistics, internal_batch_size=2, **options)
+    handle.remove()
+    assert max(rows) == 2
 
 
 @pytest.mark.parametrize("rows", [3, 7, 1000])
@@ -127,6 +138,7 @@ def test_plot_and_page_hold_every_token(found: LayerInformation) -> None:
     assert axis.images[0].get_array().shape == (3, 3)
     assert [label.get_text() for label in axis.get_xticklabels()] == found.tokens[1]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["0", "1", "2"]
+    figure.savefig(io.BytesIO())
     page = layers_to_html(found, "<b>")
     assert page.count("--share:") == 3 * sum(LENGTHS) and "<h1>&lt;b&gt;</h1>" in page
     assert page.count("--share:1.000") >= 3 * len(LENGTHS), "each line has its darkest token"
@@ -179,6 +191,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"statistics": {}}, StatisticsError, "statistics has none of"),
     ({"statistics": {}, "calibration": []}, InvalidArgumentError, "wanted one of them"),
     ({"tokenizer": "bert"}, InvalidTypeError, "wanted one with convert_ids_to_tokens"),
+    ({"seed": [0, 1]}, InvalidTypeError, "wanted one integer"),
+    ({"cls_position": 3}, InvalidArgumentError, "no token of an example with 3"),
+    ({"cls_position": -4}, InvalidArgumentError, "no token of an example with 3"),
+    (
+        {"inputs": {"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.zeros(1, 3)}},
+        InvalidArgumentError,
+        "no token of example 0 as real",
+    ),
     ({"protected_positions": torch.ones(5, 14)}, InvalidTypeError, "wanted numbers of tokens"),
 ]
 

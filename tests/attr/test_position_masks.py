@@ -15,6 +15,7 @@ from captum_iba.bottleneck.noise import derived_seed
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError, StatisticsError
 from tests.attr.text_models import VOCABULARY, make, padded, sentences
 
+SHARED = {"mask_granularity": "token", "n_steps": 2, "n_samples": 2}
 WIDTH, SETTINGS = 6, {"beta": 3.0, "n_steps": 4, "n_samples": 3, "seed": 7}
 
 
@@ -151,6 +152,8 @@ def test_a_shared_mask_costs_what_its_first_layer_passes(model: Tagger) -> None:
     torch.testing.assert_close(found, again, rtol=0.0, atol=1e-9)
     torch.testing.assert_close(record.target_probability, repeated.target_probability, rtol=0.0, atol=1e-9)
     assert (found - alone.attribute(ids, **options)).abs().max() > 1e-3
+    plain = shared.attribute(ids[:1], target=1, additional_forward_args=(mask[:1],), return_diagnostics=True, **SHARED)
+    assert plain[1].forward_mode == "replay", "noise behind the layer is no reason to run what is before it again"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

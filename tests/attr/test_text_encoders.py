@@ -93,6 +93,19 @@ def test_without_statistics_padding_stays_out_of_each_sentences_own() -> None:
         torch.testing.assert_close(bits[row : row + 1, : LENGTHS[row]], alone, rtol=0.0, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:There are no feature statistics")
+def test_a_single_real_token_is_pooled_as_it_is_alone() -> None:
+    """Its own deviation per channel is zero, in a longer batch too."""
+    model = make("BERT")
+    iba, options = LayerIBA(model, model.get_submodule(ENCODERS["BERT"][1])), options_of("BERT")
+    one, other = sentences([1, 5])
+    ids, mask = padded([one, other])
+    bits = iba.attribute(ids, additional_forward_args=(mask,), **options)
+    alone = iba.attribute(one, additional_forward_args=(torch.ones_like(one),), **options)
+    torch.testing.assert_close(bits[:1, :1], alone, rtol=0.0, atol=1e-9)
+    assert alone.max() > 1e-3
+
+
 @pytest.mark.parametrize("name", list(ENCODERS))
 def test_padded_batches_calibrate_as_sentences_do(name: str) -> None:
     """A mapping's attention mask leaves the padding out of mean and deviation."""

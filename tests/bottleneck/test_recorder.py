@@ -127,6 +127,17 @@ def test_outputs_that_someone_holds_stay() -> None:
     assert torch.equal(stored[0], stored[1])
 
 
+def test_what_is_held_to_the_end_stays_when_it_is_let_go_of() -> None:
+    """Once the pass is over, nothing is taken out of the recording."""
+    model, x = Chain(), torch.randn(3, WIDTH)
+    stored: list[Tensor] = []
+    handle = model.blocks[1].register_forward_hook(lambda _m, _i, output: stored.append(output))
+    recording = recorded(model, model.blocks[3], x)
+    handle.remove()
+    stored.clear()
+    assert held(recording) == [False, True, False, True]
+
+
 def test_a_pass_that_needs_it_after_all_does_not_pass_unseen() -> None:
     """NaN stands where an output was: nothing wrong looks right."""
 
