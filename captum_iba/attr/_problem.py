@@ -16,7 +16,7 @@ from captum_iba._warn import Warner
 from captum_iba.attr._channels import resolve_channel_dim
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._layout import count_far, is_token_layer, make_blur, warn_if_far
-from captum_iba.attr._numbers import (
+from captum_iba._numbers import (
     assert_beta,
     assert_initial_alpha,
     assert_integer,

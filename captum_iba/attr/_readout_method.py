@@ -22,7 +22,7 @@ from captum_iba.attr._calibration import (
     warn_of_few,
 )
 from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
-from captum_iba.attr._numbers import as_path
+from captum_iba._numbers import as_path
 from captum_iba.attr._readout import DEFAULT_HIDDEN, HiddenChannels, Readout, ReadoutSettings
 from captum_iba.attr._readout_calibration import AT_INPUT, BOTTLENECK_ONLY, ReadoutCollector, as_readout, name_of
 from captum_iba.attr._readout_file import read_readout, write_readout

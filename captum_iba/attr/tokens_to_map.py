@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_iba.attr._numbers import is_integer
+from captum_iba._numbers import is_integer
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
 # A class token and four registers: the most that common vision transformers put before the patches.
