@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
+from captum_iba._numbers import assert_beta, assert_integer, assert_learning_rate
 from captum_iba.attr import (
     IBADiagnostics,
     LayerIBA,
@@ -21,7 +22,6 @@ from captum_iba.attr import (
     suggest_layer,
     tokens_to_map,
 )
-from captum_iba._numbers import assert_beta, assert_integer, assert_learning_rate
 from captum_iba.attr._readout_checkpoint import training_of
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING

@@ -12,10 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from captum_iba._captum import TargetType
-from captum_iba._warn import Warner
-from captum_iba.attr._channels import resolve_channel_dim
-from captum_iba.attr._forward import Forward
-from captum_iba.attr._layout import count_far, is_token_layer, make_blur, warn_if_far
 from captum_iba._numbers import (
     assert_beta,
     assert_initial_alpha,
@@ -24,6 +20,10 @@ from captum_iba._numbers import (
     assert_sigma,
     is_integer,
 )
+from captum_iba._warn import Warner
+from captum_iba.attr._channels import resolve_channel_dim
+from captum_iba.attr._forward import Forward
+from captum_iba.attr._layout import count_far, is_token_layer, make_blur, warn_if_far
 from captum_iba.attr._objective import Objective, ObjectiveType, output_tensor
 from captum_iba.attr._positions import ProtectedPositions, find_positions
 from captum_iba.attr._shared_layers import assert_same_positions, read_behind

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_iba._numbers import assert_initial_alpha, assert_sigma, is_integer
 from captum_iba._warn import Warner
 from captum_iba.attr._layout import is_token_layer, make_blur, positions_of
-from captum_iba._numbers import assert_initial_alpha, assert_sigma, is_integer
 from captum_iba.attr.training_history import TrainingHistory
 from captum_iba.bottleneck.information import Reference, normalize
 from captum_iba.bottleneck.optimization import work_dtype

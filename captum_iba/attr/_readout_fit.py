@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_iba._numbers import assert_beta, assert_integer, assert_learning_rate, is_integer
 from captum_iba._processes import process_group
 from captum_iba._warn import Warner
 from captum_iba.attr._calibration import InputFn
 from captum_iba.attr._model import device_of, reachable
-from captum_iba._numbers import assert_beta, assert_integer, assert_learning_rate, is_integer
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._readout import Readout
 from captum_iba.attr._readout_checkpoint import Position

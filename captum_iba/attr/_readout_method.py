@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from captum_iba._captum import LayerAttribution
+from captum_iba._numbers import as_path
 from captum_iba._warn import Warner
 from captum_iba.attr._calibration import (
     InputFn,
@@ -22,7 +23,6 @@ from captum_iba.attr._calibration import (
     warn_of_few,
 )
 from captum_iba.attr._model import device_of, evaluation_mode, exclusive, locate, reachable, unwrap_parallel
-from captum_iba._numbers import as_path
 from captum_iba.attr._readout import DEFAULT_HIDDEN, HiddenChannels, Readout, ReadoutSettings
 from captum_iba.attr._readout_calibration import AT_INPUT, BOTTLENECK_ONLY, ReadoutCollector, as_readout, name_of
 from captum_iba.attr._readout_file import read_readout, write_readout

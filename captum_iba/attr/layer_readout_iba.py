@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_iba._captum import TargetType, log_usage
+from captum_iba._numbers import as_path
 from captum_iba.attr._calibration import InputFn, on_device
 from captum_iba.attr._forward import Forward
 from captum_iba.attr._model import evaluation_mode, exclusive, reachable, unwrap_parallel
-from captum_iba._numbers import as_path
 from captum_iba.attr._objective import ObjectiveType
 from captum_iba.attr._problem import Arguments
 from captum_iba.attr._readout import Readout

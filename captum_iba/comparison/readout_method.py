@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_iba._numbers import is_integer
 from captum_iba._processes import alone
 from captum_iba.attr import LayerReadoutIBA
-from captum_iba._numbers import is_integer
 from captum_iba.attr._readout_file import layer_of
 from captum_iba.attr._readout_fit import SHORT_TRAINING
 from captum_iba.comparison._calibration_batches import Batches
