@@ -71,7 +71,7 @@ def mutual_information(
 
         >>> import torch
         >>> from captum_iba.information import mutual_information
-        >>> generator = torch.Generator().manual_seed(1)
+        >>> generator = torch.Generator().manual_seed(2)
         >>> x = torch.randn(2000, generator=generator)
         >>> y = x + torch.randn(2000, generator=generator)
         >>> f"{mutual_information(x, y):.1f} bits"  # 1/2 log2(1 + 1) for normal variables
