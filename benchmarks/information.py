@@ -1,12 +1,12 @@
 """Estimators of mutual information on tasks with closed-form answers: error, standard error and time.
 
-    python -m benchmarks.information tasks [--estimators ksg gaussian neural] [--tasks one-dimensional "normal 5v5 rho=.9"]
-        [--n 5000] [--draws 5] [--unit nats] [--csv FILE]
+    python -m benchmarks.information tasks [--estimators ksg gaussian neural] [--n 5000] [--draws 5] [--unit nats]
+        [--tasks one-dimensional "normal 5v5 rho=.9"] [--csv FILE]
     python -m benchmarks.information speed [--n 5000] [--repeats 5]
 
-``tasks`` prints a table for each estimator; tasks are names or groups of ``captum_iba.information.benchmark``. ``speed``
-times the nearest-neighbour estimate beside scikit-learn's on the same columns, in turn, with the processor's time of one
-thread, and prints the medians and their ratio (needs scikit-learn).
+``tasks`` prints a table for each estimator; tasks are names or groups of ``captum_iba.information.benchmark``.
+``speed`` times the nearest-neighbour estimate beside scikit-learn's on the same columns, in turn, with the processor's
+time of one thread, and prints the medians and their ratio (needs scikit-learn).
 """
 
 from __future__ import annotations
