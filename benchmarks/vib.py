@@ -103,7 +103,7 @@ def linear_information(bottleneck: VariationalBottleneck) -> float:
     """Information if z is Gaussian; more than it has if not."""
     d = bottleneck.in_features
     encoder = bottleneck.encoder.double()
-    location, rho = encoder(torch.randn(100_000, d, dtype=torch.float64)).chunk(2, dim=1)
+    rho = encoder(torch.randn(100_000, d, dtype=torch.float64))[:, d:]
     deviation = F.softplus(rho - 5)
     # the input is standard normal, so that the covariance of the locations needs no sample
     slope = encoder.weight[:d]
@@ -158,12 +158,14 @@ class Network(nn.Module):
         self.is_twin = beta is None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits, in training of one draw."""
         hidden = self.body(x)
         if self.is_twin:
             return self.decoder(self.bottleneck.encoder(hidden)[:, :32])
         return self.decoder(self.bottleneck(hidden))
 
     def probabilities(self, x: Tensor) -> Tensor:
+        """Of the twin, or averaged over draws."""
         if self.is_twin:
             return torch.softmax(self(x), dim=1)
         with self.bottleneck.sampling(TEST_SAMPLES):
