@@ -43,7 +43,7 @@ def gaussian(options: argparse.Namespace) -> None:
         print(f"{'beta':>6s} {'exact I(X;Z)':>13s} {'learned':>9s} {'rate':>9s} {'mean err':>9s} {'worst err':>10s}")
         for beta in options.betas:
             exact = float(gaussian_information_bottleneck(correlations, beta, unit="nats").i_xz)
-            found = [learn_gaussian(correlations, beta, seed, options.steps) for seed in range(options.seeds)]
+            found = [learn_gaussian(correlations, beta, seed, options) for seed in range(options.seeds)]
             learned, rate = (statistics.mean(values) for values in zip(*found, strict=True))
             worst = max(abs(value - exact) for value, _ in found)
             print(
@@ -51,7 +51,9 @@ def gaussian(options: argparse.Namespace) -> None:
             )
 
 
-def learn_gaussian(correlations: Sequence[float], beta: float, seed: int, steps: int) -> tuple[float, float]:
+def learn_gaussian(
+    correlations: Sequence[float], beta: float, seed: int, options: argparse.Namespace
+) -> tuple[float, float]:
     """Information and rate of a trained linear encoder, nats."""
     torch.manual_seed(seed)
     d, rho = len(correlations), torch.tensor(correlations)
@@ -61,7 +63,7 @@ def learn_gaussian(correlations: Sequence[float], beta: float, seed: int, steps:
         x, noise = torch.randn(2, n, d)
         return x @ turn_x, (rho * x + (1 - rho.square()).sqrt() * noise) @ turn_y
 
-    bottleneck, decoder = VariationalBottleneck(d, d, unit="nats"), nn.Linear(d, d)
+    bottleneck, decoder = VariationalBottleneck(d, d, options.prior, unit="nats"), nn.Linear(d, d)
     # the decoder's covariance, as the Cholesky factor of its inverse
     factor = nn.Parameter(torch.eye(d))
 
@@ -72,8 +74,8 @@ def learn_gaussian(correlations: Sequence[float], beta: float, seed: int, steps:
     objective = VIBLoss(beta, loss=negative_log_likelihood, unit="nats")
     parameters = [*bottleneck.parameters(), *decoder.parameters(), factor]
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    for _ in range(options.steps):
         x, y = draw(1024)
         optimizer.zero_grad()
         objective(decoder(bottleneck(x)), y, bottleneck.kl).backward()
@@ -143,6 +145,8 @@ def table(corner: str, columns: Sequence[str], rows: dict[str, list[list[float]]
 
 
 def of_mean(values: Sequence[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "–"
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return f"{statistics.mean(values):.2f} ({error:.2f})"
 
@@ -164,12 +168,12 @@ class Network(nn.Module):
             return self.decoder(self.bottleneck.encoder(hidden)[:, :32])
         return self.decoder(self.bottleneck(hidden))
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Of the twin, or averaged over draws."""
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Of the twin, or of the average over draws."""
         if self.is_twin:
-            return torch.softmax(self(x), dim=1)
+            return torch.log_softmax(self(x), dim=1)
         with self.bottleneck.sampling(TEST_SAMPLES):
-            return mean_probabilities(self(x))
+            return mean_probabilities(self(x), log=True)
 
 
 def run_digits(beta: float | None, seed: int, epochs: int, epsilons: Sequence[float]) -> list[float]:
@@ -215,14 +219,14 @@ def fgsm(model: Network, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     if epsilon == 0:
         return x
     x = x.clone().requires_grad_()
-    loss = F.nll_loss(model.probabilities(x).clamp_min(1e-30).log(), y)
+    loss = F.nll_loss(model.log_probabilities(x), y)
     (gradient,) = torch.autograd.grad(loss, x)
     return (x + epsilon * gradient.sign()).clamp(-1, 1).detach()
 
 
 @torch.no_grad()
 def error_rate(model: Network, x: Tensor, y: Tensor) -> float:
-    return 100 * float((model.probabilities(x).argmax(dim=1) != y).float().mean())
+    return 100 * float((model.log_probabilities(x).argmax(dim=1) != y).float().mean())
 
 
 def main() -> None:
@@ -232,6 +236,7 @@ def main() -> None:
     of_gaussian.set_defaults(run=gaussian)
     of_gaussian.add_argument("--betas", type=float, nargs="+", default=[0.02, 0.1, 0.3, 0.5, 0.6, 0.7])
     of_gaussian.add_argument("--steps", type=int, default=3000)
+    of_gaussian.add_argument("--prior", choices=("standard", "learned"), default="standard")
     of_digits = commands.add_parser("digits", help=digits.__doc__)
     of_digits.set_defaults(run=digits)
     of_digits.add_argument("--betas", type=float, nargs="+", default=[1e-4, 1e-3, 1e-2, 1e-1, 1.0])

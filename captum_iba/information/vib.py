@@ -59,8 +59,8 @@ class VariationalBottleneck(nn.Module):
             et al.; Li & Eisner use 5).
         n_positions (int, optional): a learned prior for each of so many first positions of (N, T, in_features).
             Default: None, one for all.
-        type_features (int, optional): size of context-free embeddings, for a second encoder s(z|type) and
-            :attr:`type_kl`. Default: None, none.
+        type_features (int, optional): size of context-free embeddings, for a second encoder s(z|type), which begins as
+            the standard prior, and :attr:`type_kl`. Default: None, none.
         temperature (tuple[float, float], optional): of relaxed tags, at the beginning and the end of training.
             Default: (5.0, 0.5) (Li & Eisner).
         unit (str, optional): of ``kl``, ``type_kl`` and ``rate``; ``"bits"`` or ``"nats"``. Default: ``"bits"``.
@@ -123,7 +123,7 @@ class VariationalBottleneck(nn.Module):
         self.code = _make_code(bottleneck_size, prior, tags, n_positions, temperature)
         self.out_features = self.code.out_features
         self.encoder = nn.Linear(in_features, self.code.n_parameters)
-        self.type_encoder = None if type_features is None else nn.Linear(type_features, self.code.n_parameters)
+        self.type_encoder = None if type_features is None else self._make_type_encoder(type_features)
         self._asked: int | None = None
         self._kl: Tensor | None = None
         self._type_kl: Tensor | None = None
@@ -235,6 +235,16 @@ class VariationalBottleneck(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # informations belong to a forward pass; with their graph, they could not be copied
         return self.__dict__ | {"_kl": None, "_type_kl": None, "_asked": None}
+
+    def _make_type_encoder(self, type_features: int) -> nn.Linear:
+        # It is what codes are measured against, and begins as the standard prior. Begun with the deviations of 0.0067
+        # that the encoder has, a code 1 away would be at (1 / 0.0067)^2 / 2 = 11 000 nats; Adam remembers the size of
+        # such gradients for a thousand steps, in which nothing would be learned.
+        encoder = nn.Linear(type_features, self.code.n_parameters)
+        with torch.no_grad():
+            encoder.weight.zero_()
+            encoder.bias.copy_(self.code.standard_parameters())
+        return encoder
 
     def _encoded(self, encoder: nn.Linear, values: Tensor, real: Tensor | None) -> Tensor:
         # padding may hold anything, also NaN

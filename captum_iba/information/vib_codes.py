@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, Self, TypeAlias
@@ -100,6 +101,10 @@ class Code(nn.Module, ABC):
         """From (..., n_parameters)."""
 
     @abstractmethod
+    def standard_parameters(self) -> Tensor:
+        """Numbers of an encoder, (n_parameters,), that give the standard prior."""
+
+    @abstractmethod
     def prior(self, length: int | None) -> Distribution:
         """The prior; of the first ``length`` positions if it has one for each."""
 
@@ -121,6 +126,10 @@ class GaussianCode(Code):
         """Locations, then rho with the deviations softplus(rho - 5)."""
         location, rho = parameters.chunk(2, dim=-1)
         return Normal(location, _log_softplus(rho - _RHO_OFFSET))
+
+    def standard_parameters(self) -> Tensor:
+        """Locations 0 and deviations softplus(rho - 5) of 1."""
+        return torch.tensor([0.0, _RHO_OFFSET + math.log(math.e - 1)]).repeat_interleave(self.out_features)
 
     def prior(self, length: int | None) -> Normal:
         """N(m, v^2); the standard one has m = 0, v = 1."""
@@ -145,6 +154,10 @@ class TagCode(Code):
         """Softmax of each code's scores."""
         scores = parameters.reshape(*parameters.shape[:-1], self._size, -1)
         return Tags(torch.log_softmax(scores, dim=-1), self.temperature)
+
+    def standard_parameters(self) -> Tensor:
+        """Equal scores."""
+        return torch.zeros(self.n_parameters)
 
     def prior(self, length: int | None) -> Tags:
         """Softmax of weights; the standard one is uniform."""

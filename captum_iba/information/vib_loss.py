@@ -181,13 +181,15 @@ class VIBLoss(nn.Module):
         return kl.flatten(1).sum(dim=1) * (math.log(2.0) if self.unit == "bits" else 1.0)
 
 
-def mean_probabilities(logits: Tensor) -> Tensor:
+def mean_probabilities(logits: Tensor, log: bool = False) -> Tensor:
     r"""Average the predicted *probabilities* over the draws of a bottleneck.
 
     That is the prediction of the model as a whole, q(y|x) = E_z q(y|z); the average of the logits is not.
 
     Args:
         logits (Tensor): (n_samples, N, C, \*).
+        log (bool, optional): return their logarithms, which have gradients also where a probability rounds to 0 or 1.
+            Default: False.
 
     Returns:
         Tensor: probabilities, (N, C, \*), with gradients.
@@ -205,4 +207,6 @@ def mean_probabilities(logits: Tensor) -> Tensor:
             f"logits have shape {tuple(logits.shape)}; wanted (n_samples, N, C, ...), as a model gives them inside of "
             "bottleneck.sampling(n_samples)."
         )
-    return torch.softmax(logits, dim=2).mean(dim=0)
+    if not log:
+        return torch.softmax(logits, dim=2).mean(dim=0)
+    return torch.log_softmax(logits, dim=2).logsumexp(dim=0) - math.log(len(logits))
