@@ -39,9 +39,10 @@ class VariationalBottleneck(nn.Module):
     with the prior r. Train with :class:`~captum_iba.information.vib_loss.VIBLoss`. Layers before this one are the rest
     of the encoder, layers behind it the decoder.
 
-    Gaussian codes are z = mu + sigma eps with sigma = softplus(rho - 5) and a diagonal covariance: the encoder gives
-    2K numbers, mu and rho. With ``tags``, each of the K codes is one of so many tags; training draws relaxed one-hot
-    vectors (Gumbel-softmax, see :meth:`anneal`), evaluation gives the tags' probabilities or, if asked, tags.
+    Gaussian codes are z = mu + sigma eps with sigma = softplus(rho - 5): the encoder gives 2K numbers, mu and rho. (The
+    paper writes a K x K covariance, of which so many numbers make the diagonal.) With ``tags``, each of the K codes is
+    one of so many tags; training draws relaxed one-hot vectors (Gumbel-softmax, see :meth:`anneal`), evaluation gives
+    the tags' probabilities or, if asked, tags.
 
     Relation to attribution with an information bottleneck: there, too, the map is the KL of each feature's noisy copy
     from a fixed distribution, and an upper bound on its information. ``kl.sum(-1)`` is this map: (N,) bits of each

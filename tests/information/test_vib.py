@@ -65,6 +65,7 @@ def test_closed_form():
     """The formula of Alemi et al. on the encoder's own output, in bits."""
     bottleneck, x = make(), rand(N, IN)
     bottleneck(x)
+    assert bottleneck.encoder.out_features == 2 * K  # a diagonal covariance
     mean, rho = bottleneck.encoder(x).chunk(2, dim=1)
     sigma = torch.nn.functional.softplus(rho - 5)
     nats = (mean**2 + sigma**2 - 1) / 2 - sigma.log()
@@ -97,7 +98,8 @@ def test_evaluation_gives_the_mean_and_draws_nothing(kind):
 def test_batch_equals_single_calls(kind):
     """An example's code and information do not depend on the batch."""
     bottleneck, x = make(**kind).eval(), tokens()
-    code, kl = bottleneck(x), bottleneck(x) is not None and bottleneck.kl
+    code = bottleneck(x)
+    kl = bottleneck.kl
     for i in range(N):
         torch.testing.assert_close(bottleneck(x[i : i + 1])[0], code[i], rtol=0, atol=1e-12)
         torch.testing.assert_close(bottleneck.kl[0], kl[i], rtol=0, atol=1e-12)
