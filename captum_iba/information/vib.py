@@ -54,7 +54,8 @@ class VariationalBottleneck(nn.Module):
         in_features (int): size of the input's last axis.
         bottleneck_size (int): number K of codes.
         prior (str, optional): ``"standard"``, N(0, 1) or uniform tags; ``"learned"``, N(m, v^2) or softmax weights,
-            trained with the rest, which tightens the bound on I(X;Z). Default: ``"standard"`` (Alemi et al.).
+            trained with the rest, which tightens the bound on I(X;Z) but settles more slowly where beta nearly closes
+            the bottleneck. Default: ``"standard"`` (Alemi et al.).
         tags (int, optional): number of tags; Li & Eisner use 128, with ``bottleneck_size=1``. Default: None, Gaussian.
         n_samples (int, optional): draws of each example in training. Several get a leading axis. Default: 1 (Alemi
             et al.; Li & Eisner use 5).
