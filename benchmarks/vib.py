@@ -29,9 +29,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from captum_iba.information.gaussian_bottleneck import gaussian_information_bottleneck
-from captum_iba.information.vib import VariationalBottleneck
-from captum_iba.information.vib_loss import VIBLoss, mean_probabilities
+from captum_iba.information import VariationalBottleneck, VIBLoss, gaussian_information_bottleneck, mean_probabilities
 
 CORRELATIONS = [0.9, 0.8, 0.6, 0.3]
 TEST_SAMPLES = 12

@@ -41,7 +41,7 @@ def gaussian_information_bottleneck(
         I(Z;Y) = \tfrac12 \ln \frac{1-\beta}{1-\rho^2},
 
     and vectors have the sums. The beta here is the weight of the *rate*, as in
-    :class:`~captum_iba.information.vib_loss.VIBLoss`; Chechik et al. weigh I(Z;Y), so that their beta is one over this.
+    :class:`~captum_iba.information.VIBLoss`; Chechik et al. weigh I(Z;Y), so that their beta is one over this.
 
     Args:
         correlations (float, Sequence[float] or Tensor): canonical correlations of X and Y, a number or (d,), each

@@ -36,7 +36,7 @@ class VariationalBottleneck(nn.Module):
         \mathtt{kl} = KL[p(z_k|x) \,\|\, r(z_k)], \qquad
         \mathtt{rate} = E_x \sum_k \mathtt{kl} = I(X;Z) + KL[p(z) \,\|\, r(z)] \ge I(X;Z),
 
-    with the prior r. Train with :class:`~captum_iba.information.vib_loss.VIBLoss`. Layers before this one are the rest
+    with the prior r. Train with :class:`~captum_iba.information.VIBLoss`. Layers before this one are the rest
     of the encoder, layers behind it the decoder.
 
     Gaussian codes are z = mu + sigma eps with sigma = softplus(rho - 5): the encoder gives 2K numbers, mu and rho. (The
@@ -194,7 +194,7 @@ class VariationalBottleneck(nn.Module):
         """Draw instead of giving the mean, also in evaluation; the output has a leading axis of the draws, always.
 
         Average the *probabilities* of the decoder over the draws, with
-        :func:`~captum_iba.information.vib_loss.mean_probabilities`; Alemi et al. take 12. Works from outside of the
+        :func:`~captum_iba.information.mean_probabilities`; Alemi et al. take 12. Works from outside of the
         model that holds the bottleneck, whose layers behind it must accept the additional axis, as linear ones do.
 
         Args:

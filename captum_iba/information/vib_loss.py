@@ -31,7 +31,7 @@ class VIBLoss(nn.Module):
     Args:
         beta (float): nats of prediction that a nat of information is worth. A bottleneck collapses (no information
             passes) where beta is too high: for jointly Gaussian variables from their squared correlation on, see
-            :func:`~captum_iba.information.gaussian_bottleneck.gaussian_information_bottleneck`; for classes at 1 at
+            :func:`~captum_iba.information.gaussian_information_bottleneck`; for classes at 1 at
             the latest. Alemi et al. use 1e-3 on MNIST.
         gamma (float, optional): weight of the information beyond the tokens' types. Default: 0.0; Li & Eisner use
             gamma = beta.
@@ -56,7 +56,7 @@ class VIBLoss(nn.Module):
     Examples::
 
         >>> import torch
-        >>> from captum_iba.information.vib import VariationalBottleneck
+        >>> from captum_iba.information import VariationalBottleneck
         >>> _ = torch.manual_seed(0)
         >>> bottleneck, decoder, objective = VariationalBottleneck(4, 2), torch.nn.Linear(2, 3), VIBLoss(beta=1e-2)
         >>> logits = decoder(bottleneck(torch.randn(5, 4)))

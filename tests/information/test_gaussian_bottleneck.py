@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
-from captum_iba.information.gaussian_bottleneck import gaussian_information_bottleneck
+from captum_iba.information import gaussian_information_bottleneck
 
 correlations = st.floats(-0.99, 0.99)
 betas = st.floats(0.01, 1.5)

@@ -16,7 +16,7 @@ from captum_iba.errors import (
     MismatchedArgumentsError,
     NonFiniteError,
 )
-from captum_iba.information.vib import VariationalBottleneck
+from captum_iba.information import VariationalBottleneck
 
 IN, K, N, T = 5, 3, 4, 6
 KINDS = {

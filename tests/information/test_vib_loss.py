@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MismatchedArgumentsError, TargetIndexError
-from captum_iba.information.vib_loss import VIBLoss, mean_probabilities
+from captum_iba.information import VIBLoss, mean_probabilities
 
 N, C, T, K, S = 6, 4, 3, 2, 5
 LN2 = math.log(2)

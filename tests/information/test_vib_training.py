@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_iba.information.gaussian_bottleneck import gaussian_information_bottleneck
-from captum_iba.information.vib import VariationalBottleneck
-from captum_iba.information.vib_loss import VIBLoss
+from captum_iba.information import VariationalBottleneck, VIBLoss, gaussian_information_bottleneck
 
 
 @pytest.fixture(autouse=True)
