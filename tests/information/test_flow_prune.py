@@ -10,6 +10,14 @@ from torch import nn
 from captum_iba.errors import InvalidArgumentError, UnsupportedModelError
 from captum_iba.information.neural_information_flow import NeuralInformationFlow
 
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU]
 
 

@@ -34,6 +34,13 @@ from captum_iba.information.permutation import permutation_estimates
 from captum_iba.information.variables import rank_gaussianize
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def mlp(*widths, activation=nn.ReLU, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
