@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_iba.errors import InvalidArgumentError, UnsupportedModelError
 from captum_iba.information import _flow_modes as modes
@@ -80,6 +79,8 @@ def edges_of(edges: Edges, found: Record, show_progress: bool) -> list[Layer]:
         UnsupportedModelError: weights are wanted where there are none.
     """
     settings = edges.settings
+    from tqdm.auto import tqdm
+
     variables = [*found.units[:-1], _last(found, settings)]
     widths = [_width(variable, found) for variable in variables]
     level = _level(settings, sum(a * b for a, b in pairwise(widths)))

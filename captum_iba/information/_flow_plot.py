@@ -92,7 +92,9 @@ def _label(axes: Axes, flow: InformationFlow, places: dict[Node, Any], colours: 
     for layer, name in enumerate(flow.layers):
         drawn, total = sum(node[0] == layer for node in places), len(flow.units[layer])
         count = f"{total} units" if drawn == total else f"{drawn} of {total} units"
-        widest = f"\nwidest edge {float(flow.edges[layer].abs().max()):.2g}" if layer < len(flow.edges) else ""
+        unit = "" if flow.weighted else f" {flow.unit}"
+        is_last = layer == len(flow.edges)
+        widest = "" if is_last else f"\nwidest edge {float(flow.edges[layer].abs().max()):.2g}{unit}"
         axes.text(layer, top, f"{name}\n{count}{widest}", ha="center", va="bottom", fontsize=8)
     for side, layer, shift in (("right", 0, -0.16), ("left", len(flow.layers) - 1, 0.16)):
         for node, (x, y) in places.items():

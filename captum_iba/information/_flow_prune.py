@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_iba._numbers import is_integer
 from captum_iba.errors import InvalidArgumentError, UnsupportedModelError
@@ -89,6 +88,8 @@ class Pruning:
 
 def prune(pruning: Pruning, result: InformationFlow, what: Any, show_progress: bool) -> tuple[nn.Module, PruneReport]:
     """See :meth:`NeuralInformationFlow.prune`."""
+    from tqdm.auto import tqdm
+
     name, units = _chosen(result, what)
     is_exact = name == "constant"
     places = [place for place, layer in enumerate(result.layers) if layer in units]

@@ -38,6 +38,7 @@ class InformationFlow:
         mode (str): ``"pairwise"``, ``"mifs"`` or ``"poster"``.
         estimator (str): the estimator and its settings.
         unit (str): ``"bits"`` or ``"nats"``.
+        weighted (bool): edges are times the weights, and in no unit.
         warnings (tuple[str, ...]): traps that the estimates met.
     """
 
@@ -53,6 +54,7 @@ class InformationFlow:
     mode: str
     estimator: str
     unit: Unit
+    weighted: bool
     warnings: tuple[str, ...] = ()
 
     def units_of(self, kind: UnitKind) -> dict[str, tuple[int, ...]]:
@@ -63,14 +65,14 @@ class InformationFlow:
 
     def describe(self) -> str:
         """A line for each hidden layer, in words."""
-        counts = " -> ".join(f"{name} {len(kinds)}" for name, kinds in zip(self.layers, self.units, strict=True))
+        counts = " -> ".join(f"{len(kinds)} ({name})" for name, kinds in zip(self.layers, self.units, strict=True))
         lines = [f"{counts} units, {self.n} examples, {self.estimator}, mode {self.mode}."]
         for name, kinds in zip(self.layers[1:-1], self.units[1:-1], strict=True):
             parts = [
                 _in_words(kind, [i for i, one in enumerate(kinds) if one == kind]) for kind in ("constant", "null")
             ]
             said = "; ".join(part for part in parts if part)
-            lines.append(f"{name}: {said or 'every unit varies and has a flow above the null'}.")
+            lines.append(f"Layer {name}: {said or 'every unit varies and has a flow above the null'}.")
         at_cap = sum(int(table.sum()) for table in self.saturated)
         if at_cap:
             lines.append(f"{at_cap} edges are as high as {self.n} examples allow; they may be anything above.")

@@ -277,6 +277,7 @@ class NeuralInformationFlow:
             mode=self._settings.mode,
             estimator=parts[0].estimator,
             unit=self._settings.unit,
+            weighted=self._settings.weighted,
             warnings=tuple(dict.fromkeys(text for part in parts for text in part.warnings)),
         )
 
