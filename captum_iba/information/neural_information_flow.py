@@ -61,8 +61,9 @@ class NeuralInformationFlow:
             over positions. Default: None, for an nn.Sequential: each linear or convolutional layer with what follows
             it unit by unit.
         estimator (str or Estimator, optional): ``"ksg"``, nearest neighbours; ``"gaussian"``, which is fast for wide
-            layers and sees less of what is not monotone; ``"mine"``, trained critics; or another one. ``"auto"`` is
-            ``"ksg"``. Default: ``"ksg"``, as units are compared one by one, where it is accurate.
+            layers and sees less of what is not monotone; ``"mine"``, a critic trained for each edge and each draw of
+            the null, which takes minutes (fewer ``n_permutations`` and an object with fewer steps help); or another
+            one. ``"auto"`` is ``"ksg"``. Default: ``"ksg"``, as units are compared one by one, where it is accurate.
         mode (str, optional): ``"pairwise"``: the information of the two units. ``"mifs"``: less the mean information of
             the unit with the others of its layer, times ``redundancy_weight``, not below 0 (after Battiti, 1994).
             ``"poster"``: the poster's equation 2 as printed, with a warning. Default: ``"pairwise"``.

@@ -176,6 +176,50 @@ def test_layers_that_mix_units_and_computed_weights_are_refused():
         flow_of(model, x, ["a", "b"]).prune()
 
 
+class Shared(nn.Module):
+    """A layer that reads hidden units, and then once more for the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.hidden, self.b, self.after, self.c = (
+            nn.Linear(3, 3),
+            nn.Sigmoid(),
+            nn.Linear(3, 2),
+            nn.Tanh(),
+            nn.Linear(2, 2),
+        )
+
+    def forward(self, x):
+        hidden = self.hidden(self.a(x))
+        return self.c(self.after(self.b(hidden))) + self.b(hidden)
+
+
+def test_a_reader_that_runs_twice_is_refused():
+    """One bias cannot stand for two uses."""
+    with pytest.raises(UnsupportedModelError, match="runs 2 times in one pass"):
+        flow_of(built(Shared), normal(50, 3), ["hidden", "after", "c"]).prune({"hidden": [0]})
+
+
+@pytest.mark.filterwarnings("ignore:.*near its largest value:captum_iba.errors.CaptumIBAWarning")
+@pytest.mark.parametrize("size", [1, 3])
+def test_padding_by_name_is_zero_padding_of_wide_kernels(size):
+    """padding="same" pads a kernel of three, not one of one."""
+    model = built(
+        lambda: nn.Sequential(
+            nn.Conv1d(1, 2, 1), nn.Sigmoid(), nn.Conv1d(2, 2, size, padding="same"), nn.Flatten(), nn.Linear(16, 2)
+        )
+    )
+    with torch.no_grad():
+        model[0].weight[0] = 0
+    x = normal(50, 1, 8)
+    flow = flow_of(model, x)
+    if size == 1:
+        assert torch.allclose(flow.prune()[0](x), model(x), atol=1e-12)
+    else:
+        with pytest.raises(UnsupportedModelError, match="pads with zeros"):
+            flow.prune()
+
+
 class Absolute(nn.Module):
     def forward(self, x):
         return x.abs()

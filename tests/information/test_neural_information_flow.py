@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -151,6 +152,7 @@ def test_an_edge_that_one_unit_determines_is_flagged():
         flow.fit(normal(200, 1)).fit(normal(200, 1))
     assert len(caught) == 1 and caught[0].filename == __file__
     assert all(bool(saturated.all()) for saturated in flow.result.saturated)
+    assert "2 edges are as high as 200 examples allow" in flow.result.describe()
 
 
 def test_the_default_layers_of_a_chain():
@@ -420,6 +422,16 @@ def test_graph_and_communities_are_the_edges():
     assert sum(map(len, communities)) == len(set().union(*communities))
 
 
+def test_a_flow_of_nothing_has_no_communities():
+    """A model that reads nothing: no attribution, no community, still a plot."""
+    model = mlp(2, 3, 2)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    flow = flow_of(model, normal(50, 2))
+    assert not flow.result.attribution.any() and flow.result.communities() == []
+    assert len(flow.plot().axes[0].collections) == 2 + 7 + 5  # hidden units and logits are constant, and crossed
+
+
 def test_the_plot_draws_every_unit_and_edge():
     """One marker a unit, a cross more for a constant one; fewer with max_units; never shown by itself."""
     model = mlp(3, 6, 2)
@@ -444,7 +456,8 @@ def test_critics_see_what_the_copula_does():
         model[0].weight.copy_(torch.tensor([[2.0, 0.5]]))
     if "mine" not in _names():
         pytest.skip("no critics")
-    result = flow_of(model, normal(400, 2), estimator="mine", n_permutations=20).result
+    quick = dataclasses.replace(as_estimator("mine"), n_folds=2, n_steps=50)
+    result = flow_of(model, normal(400, 2), estimator=quick, n_permutations=20).result
     assert result.estimates[0][0, 0] > result.null_quantiles[0]
     assert result.edges[0][0, 0] > 2 * result.edges[0][1, 0]
 
