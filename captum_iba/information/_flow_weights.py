@@ -21,6 +21,7 @@ _UNIT_WISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
 _MIXING = (
     nn.LayerNorm,
     nn.GroupNorm,
+    nn.RMSNorm,
     nn.LocalResponseNorm,
     nn.CrossMapLRN2d,
     nn.Softmax,

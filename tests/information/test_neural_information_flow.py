@@ -5,8 +5,6 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,7 +24,6 @@ from captum_iba.errors import (
 )
 from captum_iba.information import _flow_edges, mutual_information, mutual_information_matrix
 from captum_iba.information._flow_graph import chain
-from captum_iba.information._flow_modes import mifs, poster
 from captum_iba.information._flow_null import independent_estimates
 from captum_iba.information.estimator import as_estimator
 from captum_iba.information.mutual_information import generator_of
@@ -270,23 +267,6 @@ def test_the_poster_has_no_edge_information():
         assert torch.allclose(matrix - matrix[:1], (matrix - matrix[:1])[:, :1].expand_as(matrix))
     joint = mutual_information(x, model[:2](x)[:, :1].detach(), "gaussian")
     assert float(result.edges[0][0, 0]) == pytest.approx(float(joint), abs=1e-6)
-    redundancy = torch.tensor([[9.0, 1.0, 2.0], [1.0, 9.0, 3.0], [2.0, 3.0, 9.0]])
-    assert poster(torch.tensor([7.0]), redundancy, 0.5)[:, 0].tolist() == [7, 6.5, 4.5]
-
-
-@settings(max_examples=25)
-@given(st.integers(1, 5), st.integers(1, 3), st.floats(0, 2), st.randoms(use_true_random=False))
-def test_mifs_does_not_depend_on_the_order_of_units(a, b, beta, random):
-    """Permuted units have permuted edges; one unit alone has no redundancy; edges are never negative."""
-    generator = torch.Generator().manual_seed(a * 10 + b)
-    relevance, redundancy = (torch.rand(*s, generator=generator, dtype=torch.float64) for s in ((a, b), (a, a)))
-    redundancy = redundancy + redundancy.T
-    order = random.sample(range(a), a)
-    found = mifs(relevance, redundancy, beta)
-    assert torch.allclose(mifs(relevance[order], redundancy[order][:, order], beta), found[order])
-    assert bool((found >= 0).all())
-    if a == 1 or beta == 0:
-        assert torch.equal(found, relevance)
 
 
 def test_mifs_takes_the_mean_redundancy_off():
