@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -25,6 +26,8 @@ from captum_iba.information.permutation import NULL_QUANTILE
 
 # the null has a stream of its own, so that it does not depend on what was estimated before
 _NULL_STREAM = 1_000_003
+# so many units against a whole layer are one estimate, after which an interrupted fit can go on
+_UNITS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,51 @@ class Layer:
     warnings: tuple[str, ...]
 
 
-@dataclass
 class Edges:
-    """Pairs of layers that are estimated, with what they were estimated from."""
+    """Estimates of edges, a block of units at a time, each kept with what it was estimated from.
 
-    settings: EdgeSettings
-    nulls: dict[int, Tensor] = field(default_factory=dict)
-    done: list[tuple[Tensor, Tensor, float, Layer]] = field(default_factory=list)
+    Args:
+        settings (EdgeSettings): how to estimate.
+    """
 
-    def known(self, x: Tensor, y: Tensor, level: float) -> Layer | None:
-        """What was estimated from the same activations."""
-        for a, b, at, layer in self.done:
-            if at == level and a.shape == x.shape and b.shape == y.shape and bool((a == x).all() and (b == y).all()):
-                return layer
-        return None
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.settings = settings
+        self.nulls: dict[int, Tensor] = {}
+        self._done: list[_Block] = []
+        self._used: list[_Block] = []
+
+    def started(self) -> None:
+        """Note that a fit begins."""
+        self._used = []
+
+    def ended(self) -> None:
+        """Keep what this fit used; what it did not use was of other data."""
+        self._done = self._used
+
+    def estimate(self, x: Tensor, y: Tensor, seed: int) -> Estimate:
+        """Estimate all pairs of columns, or remember it."""
+        block = next((block for block in self._done if block.is_of(x, y, seed)), None)
+        if block is None:
+            settings = self.settings
+            with quiet():
+                found: Estimate = mutual_information_matrix(
+                    x, y, settings.estimator, settings.unit, return_details=True, seed=seed
+                )
+            block = _Block(x, y, seed, found)
+            self._done.append(block)
+        self._used.append(block)
+        return block.found
+
+
+@dataclass(frozen=True)
+class _Block:
+    x: Tensor
+    y: Tensor
+    seed: int
+    found: Estimate
+
+    def is_of(self, x: Tensor, y: Tensor, seed: int) -> bool:
+        return self.seed == seed and torch.equal(self.x, x) and torch.equal(self.y, y)
 
 
 def edges_of(edges: Edges, found: Record, show_progress: bool) -> list[Layer]:
@@ -78,26 +112,22 @@ def edges_of(edges: Edges, found: Record, show_progress: bool) -> list[Layer]:
         InvalidArgumentError: labels that there are not, or too few permutations.
         UnsupportedModelError: weights are wanted where there are none.
     """
-    settings = edges.settings
     from tqdm.auto import tqdm
 
+    settings = edges.settings
     variables = [*found.units[:-1], _last(found, settings)]
     widths = [_width(variable, found) for variable in variables]
-    level = _level(settings, sum(a * b for a, b in pairwise(widths)))
+    n_edges = sum(a * b for a, b in pairwise(widths))
+    level = _level(settings, n_edges)
     strengths = [_strengths(link, settings) for link in found.links]
+    edges.started()
     layers = []
-    names = [f"{a} to {b}" for a, b in pairwise(found.names)]
-    bar = tqdm(names, desc="Information flow", unit="layer", disable=not show_progress)
-    for place, name in enumerate(bar):
-        bar.set_postfix_str(name)
-        x, y = variables[place], variables[place + 1]
-        known = edges.known(x, y, level)
-        if known is None:
-            known = _estimated(edges, x, y, widths[place + 1], level, settings.seed + place)
-            edges.done.append((x, y, level, known))
-        layers.append(_with_weights(known, strengths[place], found.links[place], settings))
-    # what a later fit may ask for again is this data, not an earlier one
-    edges.done = edges.done[-len(names) :]
+    with tqdm(total=n_edges, desc="Information flow", unit="edge", disable=not show_progress) as bar:
+        for place, (x, y) in enumerate(pairwise(variables)):
+            others = [(y == label).long() for label in range(widths[place + 1])] if y.ndim == 1 else [y]
+            layer = _estimated(edges, x, others, level, settings.seed + place, bar.update)
+            layers.append(_with_weights(layer, strengths[place], found.links[place], settings))
+    edges.ended()
     return layers
 
 
@@ -138,22 +168,23 @@ def _strengths(link: Link, settings: EdgeSettings) -> Tensor | None:
     return None if link.module is None else link.strengths()
 
 
-def _estimated(edges: Edges, x: Tensor, y: Tensor, width: int, level: float, seed: int) -> Layer:
+def _estimated(
+    edges: Edges, x: Tensor, others: list[Tensor], level: float, seed: int, advance: Callable[[int], object]
+) -> Layer:
     settings = edges.settings
-    others = [(y == label).long() for label in range(width)] if y.ndim == 1 else [y]
-    with quiet():
-        tables = [_table(x, other, settings, seed) for other in others]
-        values, saturated = (torch.cat([getattr(t, name) for t in tables], dim=1) for name in ("values", "saturated"))
-        null = _null(edges, x, others, level, seed)
-        informative = modes.above(values, null)
-        if settings.mode != "pairwise":
-            redundancy = _table(x, None, settings, seed).values
-        if settings.mode == "mifs":
-            # units of one layer have the null of units of two
-            redundancy = modes.above(redundancy, _null(edges, x, [x], level, seed))
-            informative = modes.mifs(informative, redundancy, settings.redundancy_weight)
-        if settings.mode == "poster":
-            informative = modes.poster(_joint(x, others, settings, seed), redundancy, settings.redundancy_weight)
+    tables = [_table(edges, x, other, seed, advance) for other in others]
+    values, saturated = (torch.cat([getattr(t, name) for t in tables], dim=1) for name in ("values", "saturated"))
+    null = _null(edges, x, others, level, seed)
+    informative = modes.above(values, null)
+    if settings.mode != "pairwise":
+        # the diagonal, a unit with itself, is not read
+        redundancy = _table(edges, x, x, seed, lambda _: None).values
+    if settings.mode == "mifs":
+        # units of one layer have the null of units of two
+        redundancy = modes.above(redundancy, _null(edges, x, [x], level, seed))
+        informative = modes.mifs(informative, redundancy, settings.redundancy_weight)
+    if settings.mode == "poster":
+        informative = modes.poster(_joint(x, others, settings, seed), redundancy, settings.redundancy_weight)
     met = dict.fromkeys(text for table in tables for text in table.warnings)
     return Layer(values, null, saturated, informative, repr(settings.estimator), tuple(met))
 
@@ -167,21 +198,22 @@ class _Table:
     warnings: tuple[str, ...]
 
 
-def _table(x: Tensor, y: Tensor | None, settings: EdgeSettings, seed: int) -> _Table:
+def _table(edges: Edges, x: Tensor, y: Tensor, seed: int, advance: Callable[[int], object]) -> _Table:
     """Estimates where both columns vary; 0 where one does not, which is said of units, not of edges."""
-    left = _varying(x)
-    right = left if y is None else _varying(y)
+    left, right = _varying(x), _varying(y)
     values = x.new_zeros(len(left), len(right))
     saturated = torch.zeros_like(values, dtype=torch.bool)
-    if not bool(left.any() and right.any()):
-        return _Table(values, saturated, ())
-    other = y if y is None or y.ndim == 1 else y[:, right]
-    found: Estimate = mutual_information_matrix(
-        x[:, left], other, settings.estimator, settings.unit, return_details=True, seed=seed
-    )
-    pairs = left[:, None] & right
-    values[pairs], saturated[pairs] = found.value.flatten(), found.saturated.flatten()
-    return _Table(values, saturated, found.warnings)
+    met: dict[str, None] = {}
+    if bool(right.any()):
+        other = y if y.ndim == 1 else y[:, right]
+        for units in torch.split(left.nonzero()[:, 0], _UNITS_AT_ONCE):
+            found = edges.estimate(x[:, units], other, seed)
+            values[units[:, None], right.nonzero()[:, 0]] = found.value
+            saturated[units[:, None], right.nonzero()[:, 0]] = found.saturated
+            met |= dict.fromkeys(found.warnings)
+            advance(found.value.numel())
+    advance(int((~(left[:, None] & right)).sum()))
+    return _Table(values, saturated, tuple(met))
 
 
 def _varying(variable: Tensor) -> Tensor:
@@ -192,7 +224,8 @@ def _varying(variable: Tensor) -> Tensor:
 def _joint(x: Tensor, others: list[Tensor], settings: EdgeSettings, seed: int) -> Tensor:
     """Information of all units together about each of the next layer: (width,)."""
     columns = [one for other in others for one in columns_of(other)]
-    found = [mutual_information(x, one, settings.estimator, settings.unit, seed=seed) for one in columns]
+    with quiet():
+        found = [mutual_information(x, one, settings.estimator, settings.unit, seed=seed) for one in columns]
     return torch.stack(found)
 
 

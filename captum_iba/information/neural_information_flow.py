@@ -153,7 +153,7 @@ class NeuralInformationFlow:
         self._input_units: InputUnits = input_units
         self._internal_batch_size = internal_batch_size
         self._warner = Warner()
-        # pairs of layers that are done, also those of a fit that was interrupted
+        # remembers what is estimated, also by a fit that was interrupted
         self._edges = Edges(self._settings)
         self._fitted: tuple[InformationFlow, Record, FlowData] | None = None
 
@@ -175,7 +175,7 @@ class NeuralInformationFlow:
             data (Tensor, tuple[Tensor, Tensor] or Iterable): inputs, some hundreds or thousands; (inputs, labels); or a
                 loader of batches that are one or the other. Labels are for ``output="labels"`` and for the accuracies
                 of :meth:`prune`. It is kept, not copied, as :meth:`prune` goes through it again.
-            show_progress (bool, optional): a bar over pairs of layers. Default: False.
+            show_progress (bool, optional): a bar over edges. Default: False.
 
         Returns:
             NeuralInformationFlow: itself.
