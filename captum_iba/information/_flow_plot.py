@@ -41,8 +41,8 @@ def plot_flow(flow: InformationFlow, with_communities: bool, max_units: int) -> 
 
 
 def _colours(flow: InformationFlow) -> dict[Node, str]:
-    palette = (*_COLOURS, *[_GREY] * len(flow.communities()))
-    return {node: colour for community, colour in zip(flow.communities(), palette, strict=False) for node in community}
+    ranked = enumerate(flow.communities())
+    return {node: _COLOURS[rank] if rank < len(_COLOURS) else _GREY for rank, nodes in ranked for node in nodes}
 
 
 def _places(flow: InformationFlow, max_units: int) -> dict[Node, tuple[float, float]]:
