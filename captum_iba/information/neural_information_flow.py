@@ -40,11 +40,11 @@ class NeuralInformationFlow:
     estimated from the data that :meth:`fit` gets. Estimates are never exactly 0, so those that independent units would
     reach as well, by their permutation null, count as 0. Products along paths, summed over all paths, say which feature
     reaches which class; this is a chain of matrices. After Davis et al., "NIF: A Framework for Quantifying Neural
-    Information Flow in Deep Networks" (arXiv:1901.08557), whose poster is corrected in four places: an edge is the information
-    between its two units (see ``mode``); each information is estimated by itself, as one critic for the difference of
-    two (equation 3) bounds nothing, a lower bound with a minus being an upper one; an estimate counts when it exceeds
-    its null; and what is removed without a change of the outputs is a *constant* unit, which need not be true of one
-    whose flow is 0. Its fifth error is in the reading of a test: see :func:`ks_test`.
+    Information Flow in Deep Networks" (arXiv:1901.08557), whose poster is corrected in four places: an edge is the
+    information between its two units (see ``mode``); each information is estimated by itself, as one critic for the
+    difference of two (equation 3) bounds nothing, a lower bound with a minus being an upper one; an estimate counts
+    when it exceeds its null; and what is removed without a change of the outputs is a *constant* unit, which need not
+    be true of one whose flow is 0. Its fifth error is in the reading of a test: see :func:`ks_test`.
 
     What it does not say:
 
