@@ -33,12 +33,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from captum_iba.errors import CaptumIBAWarning
+from captum_iba.information import NeuralInformationFlow, ks_test, read_labelled_csv, spearman
 from captum_iba.information._flow_null import independent_estimates
 from captum_iba.information.estimator import as_estimator
-from captum_iba.information.ks_test import ks_test, spearman
-from captum_iba.information.labelled_csv import read_labelled_csv
 from captum_iba.information.mutual_information import generator_of
-from captum_iba.information.neural_information_flow import NeuralInformationFlow
 
 STEPS, LEARNING_RATE = 500, 1e-2
 HIDDEN = ((10,), (8, 6))

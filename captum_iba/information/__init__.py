@@ -1,12 +1,17 @@
 """How much information flows where: estimators of mutual information and what is built on them, without Captum."""
 
+from captum_iba.information._flow_prune import PruneReport
 from captum_iba.information.binning import Binning
+from captum_iba.information.distribution_tests import KSTest, kendall, ks_test, spearman
 from captum_iba.information.estimate import Estimate
 from captum_iba.information.estimator import Estimator
 from captum_iba.information.gaussian import Gaussian
 from captum_iba.information.gaussian_bottleneck import GaussianBottleneck, gaussian_information_bottleneck
+from captum_iba.information.information_flow import InformationFlow
+from captum_iba.information.labelled_csv import LabelledTable, read_labelled_csv
 from captum_iba.information.mutual_information import mutual_information, mutual_information_matrix
 from captum_iba.information.nearest_neighbours import KSG
+from captum_iba.information.neural_information_flow import NeuralInformationFlow
 from captum_iba.information.vib import VariationalBottleneck
 from captum_iba.information.vib_loss import VIBLoss, mean_probabilities
 
@@ -16,11 +21,20 @@ __all__ = [
     "Estimator",
     "Gaussian",
     "GaussianBottleneck",
+    "InformationFlow",
     "KSG",
+    "KSTest",
+    "LabelledTable",
+    "NeuralInformationFlow",
+    "PruneReport",
     "VIBLoss",
     "VariationalBottleneck",
     "gaussian_information_bottleneck",
+    "kendall",
+    "ks_test",
     "mean_probabilities",
     "mutual_information",
     "mutual_information_matrix",
+    "read_labelled_csv",
+    "spearman",
 ]

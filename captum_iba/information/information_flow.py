@@ -45,7 +45,7 @@ class InformationFlow:
 
         >>> import torch
         >>> from torch import nn
-        >>> from captum_iba.information.neural_information_flow import NeuralInformationFlow
+        >>> from captum_iba.information import NeuralInformationFlow
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
         >>> result = NeuralInformationFlow(model, estimator="gaussian").fit(torch.randn(200, 2)).result

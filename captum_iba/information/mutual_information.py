@@ -181,7 +181,8 @@ def generator_of(seed: int) -> torch.Generator:
 def finished(found: Estimate, unit: Unit, return_details: bool) -> Any:
     """What the caller gets of an estimate in nats: at least 0, in the unit, with warnings given."""
     if bool(found.saturated.any()):
-        caps = f"{float(found.cap.max()) * (BITS_PER_NAT if unit == 'bits' else 1):.2f} {unit}"
+        cap = float(found.cap[found.saturated].min())
+        caps = f"{cap * (BITS_PER_NAT if unit == 'bits' else 1):.2f} {unit}"
         found = replace(
             found,
             warnings=(

@@ -8,7 +8,7 @@ from sklearn.datasets import load_breast_cancer, load_iris
 from torch import nn
 
 from captum_iba.errors import InvalidArgumentError, UnsupportedModelError
-from captum_iba.information.neural_information_flow import NeuralInformationFlow
+from captum_iba.information import NeuralInformationFlow
 
 
 @pytest.fixture(autouse=True)

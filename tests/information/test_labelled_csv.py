@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MissingFileError
-from captum_iba.information.labelled_csv import read_labelled_csv
+from captum_iba.information import read_labelled_csv
 
 
 def written(folder, text):

@@ -22,12 +22,11 @@ from captum_iba.errors import (
     TargetIndexError,
     UnsupportedModelError,
 )
-from captum_iba.information import _flow_edges, mutual_information, mutual_information_matrix
+from captum_iba.information import NeuralInformationFlow, _flow_edges, mutual_information, mutual_information_matrix
 from captum_iba.information._flow_graph import chain
 from captum_iba.information._flow_null import independent_estimates
 from captum_iba.information.estimator import as_estimator
 from captum_iba.information.mutual_information import generator_of
-from captum_iba.information.neural_information_flow import NeuralInformationFlow
 from captum_iba.information.permutation import permutation_estimates
 from captum_iba.information.variables import rank_gaussianize
 
