@@ -268,10 +268,9 @@ def squared_distances(points: Tensor, rows: slice) -> Tensor:
 def _scaled(signal: Tensor, noise_var: float) -> Tensor:
     """The signal around 0, where differences lose least, in standard deviations of the noise."""
     signal = signal.detach().double()
-    return (signal - signal.mean(dim=0)) / noise_var**0.5
+    return (signal - signal.mean(dim=0)) / math.sqrt(noise_var)
 
 
 def _diagonal(block: Tensor, rows: slice) -> Tensor:
     """Entries (i, i) of the matrix that this block of rows is from."""
-    diagonal: Tensor = block.diagonal(rows.start)[: len(block)]
-    return diagonal
+    return block.diagonal(rows.start)[: len(block)]
