@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from captum_iba._numbers import assert_integer, assert_number
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError
 from captum_iba.information._layer_outputs import find_layers, layer_outputs, named_layers
-from captum_iba.information.estimate import Estimate, Unit, assert_unit
+from captum_iba.information.estimate import Estimate, Unit, assert_unit, no_information
 from captum_iba.information.estimator import Estimator, as_estimator
 from captum_iba.information.noise_channel import NoiseChannel, distinct_rows
 from captum_iba.information.plane_result import InformationPlaneResult, Point
+from captum_iba.information.variables import as_variable, is_labels, rank_gaussianize, varying
+
+CONSTANT = "A layer or the label was the same for all examples, so that there was no information, by definition."
 
 
 class InformationPlane:
@@ -138,9 +141,23 @@ class InformationPlane:
         if isinstance(self.estimator, NoiseChannel):
             i_xt, i_ty = self.estimator.label_information(t, [rows, labels], generator)
             return i_xt, i_ty
-        # neighbours of the same input do not exist; where labels are counted, an input is a label
-        source = rows if self.estimator.takes_labels == "both" else x.to(output.device).flatten(1).double()
-        return self.estimator.estimate(source, t, generator), self.estimator.estimate(labels, t, generator)
+        if self.estimator.takes_labels == "both":  # labels are counted, and an input is a label
+            return self.estimator.estimate(rows, t, generator), self.estimator.estimate(t, labels, generator)
+        # no input has others with the same label: the numbers themselves
+        x = x.to(output.device).flatten(1)
+        return self._prepared(x, output, generator), self._prepared(output, labels, generator)
+
+    def _prepared(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+        """An estimate of what estimators expect: columns that vary, ranked where that is wanted."""
+        kept = []
+        for variable in (x, y):
+            checked = as_variable("layer or input", variable)
+            columns = varying(checked, variable.dtype)
+            if not bool(columns.any()):
+                return no_information((), len(x), repr(self.estimator), CONSTANT, x.device)
+            checked = checked if is_labels(checked) else checked[:, columns]
+            kept.append(rank_gaussianize(checked, generator) if self.estimator.ranked else checked)
+        return self.estimator.estimate(kept[0], kept[1], generator)
 
     def merge(self, *others: InformationPlane) -> InformationPlane:
         """Add the runs of other recordings, of other processes for instance, after the runs of this one.

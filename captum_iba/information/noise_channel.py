@@ -170,11 +170,12 @@ class SamplePropagation(NoiseChannel, name="noise"):
         assert_integer("n_draws", self.n_draws)
 
     def _kernels(self, scaled: Tensor, generator: torch.Generator) -> Iterator[tuple[slice, Tensor]]:
+        source = independent(generator)
         for rows in blocks(len(scaled), len(scaled)):
             own = scaled[rows]
             squared = squared_distances(scaled, rows)
             for _ in range(self.n_draws):
-                noise = torch.randn(own.shape, generator=generator, dtype=torch.float64).to(own.device)
+                noise = torch.randn(own.shape, generator=source, dtype=torch.float64).to(own.device)
                 # density at s_i + noise around s_k, over that around s_i. With u the distance of s_i and s_k it is
                 # exp(u z - u^2 / 2) <= exp(z^2 / 2) for a standard normal z: never too large for a float
                 exponent = (noise @ scaled.T).sub_((noise * own).sum(dim=1, keepdim=True)).sub_(squared, alpha=0.5)
@@ -207,6 +208,11 @@ class _LogMeans:
         sums = kernel.sum(dim=1)
         self.terms[rows] += (sums / self._sizes[rows]).log()
         self.terms += (1 / sums) @ kernel
+
+
+def independent(generator: torch.Generator) -> torch.Generator:
+    """A generator whose numbers have nothing to do with those of a user who took the same seed for the data."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def distinct_rows(variable: Tensor) -> Tensor:

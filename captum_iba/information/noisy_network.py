@@ -15,7 +15,7 @@ from captum_iba._random_state import OwnRandomState
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NoTensorError
 from captum_iba.information._layer_outputs import evaluation_mode, find_layers, named_layers, recorded, rows_of
 from captum_iba.information.estimate import SATURATED_WITHIN, Estimate, Unit, assert_unit
-from captum_iba.information.noise_channel import spread_terms
+from captum_iba.information.noise_channel import independent, spread_terms
 
 
 def noisy_network_information(
@@ -72,7 +72,7 @@ def noisy_network_information(
     """
     _assert_arguments(x, noise_var, n_draws, n_inputs, n_passes, unit, seed)
     places = find_layers(model, named_layers(layers))
-    generator = torch.Generator().manual_seed(seed)
+    generator = independent(torch.Generator().manual_seed(seed))
     chosen = torch.randperm(len(x), generator=generator)[:n_inputs].tolist()
     passes = tqdm([None, *chosen], desc="Noisy passes", disable=not show_progress)
     whole: dict[str, Tensor] = {}

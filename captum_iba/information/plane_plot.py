@@ -51,7 +51,7 @@ def plot_plane(result: InformationPlaneResult, limit: Any = None) -> Figure:
     for number, layer in enumerate(result.layers):
         drawn = _draw_path(axis, result, layer, MARKERS[number % len(MARKERS)], norm)
     if curve is not None:
-        _draw_limit(axis, curve, max(result.cap))
+        _draw_limit(axis, curve, max(result.i_xt))
     figure.colorbar(drawn, ax=axis, label="step")
     axis.set_xlabel(f"I(X;T), {result.unit}")
     axis.set_ylabel(f"I(T;Y), {result.unit}")

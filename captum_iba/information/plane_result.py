@@ -95,6 +95,7 @@ class InformationPlaneResult:
             several runs, what other initialisations would change.
         estimator (str): with its settings.
         unit (str): ``"bits"`` or ``"nats"``.
+        warnings (tuple[str, ...]): traps that estimates met, each once.
     """
 
     step: tuple[float, ...]
@@ -109,6 +110,7 @@ class InformationPlaneResult:
     error_bars: Literal["rows", "runs"]
     estimator: str
     unit: Unit
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -122,7 +124,9 @@ class InformationPlaneResult:
         keys = sorted(grouped, key=lambda key: (key[0], layers.index(key[1])))
         rows = [(*key, *_row(grouped[key], over_runs)) for key in keys]
         columns = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True))
-        return cls(**columns, error_bars="runs" if over_runs else "rows", estimator=estimator, unit=unit)
+        met = dict.fromkeys(text for point in points.values() for one in point for text in one.warnings)
+        bars: Literal["rows", "runs"] = "runs" if over_runs else "rows"
+        return cls(**columns, error_bars=bars, estimator=estimator, unit=unit, warnings=tuple(met))
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def read_szt(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
         )
     for name, values in (("the columns of x", x), ("the labels", y)):
         if not np.isin(values, (0, 1)).all():
-            odd = values[~np.isin(values, (0, 1))][0]
+            odd = values[~np.isin(values, (0, 1))].tolist()[0]
             raise InvalidArgumentError(f"{file}: {name} hold {odd!r}; wanted zeros and ones.")
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
 
