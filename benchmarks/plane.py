@@ -66,12 +66,12 @@ def run(setting: Setting, seed: int, data: tuple[Tensor, Tensor], n_epochs: int,
     train, test = order[:n_train], order[round(0.8 * len(x)) :]
     model = tishby_network(setting.activation, setting.hidden, seed)
     steps, seconds = set(checkpoints(n_epochs)), 0.0
-    start = time.perf_counter()
+    start = time.process_time()
     for epoch in train_epochs(model, x[train], y[train], n_epochs, seed=seed, **setting.training):
         if epoch in steps:
-            seconds += time.perf_counter() - start
+            seconds += time.process_time() - start
             log(epoch, model, x, y, run=seed)
-            start = time.perf_counter()
+            start = time.process_time()
     accuracy = [float((model(x[part]).argmax(1) == y[part]).float().mean()) for part in (train, test)]
     return model, accuracy, seconds
 
@@ -92,13 +92,13 @@ def compare(activation: str, options: argparse.Namespace, data: tuple[Tensor, Te
 
     print(f"\n{activation}, {options.epochs} epochs")
     for seed in range(options.seeds):
-        start = time.perf_counter()
+        start = time.process_time()
         model, accuracy, seconds = run(Setting(activation, activation), seed, data, options.epochs, log)
-        whole = time.perf_counter() - start
+        whole = time.process_time() - start
         losses = {name: plane.result(seed).loss_after_maximum(layers[-1]) for name, plane in planes.items()}
         print(
-            f"  seed {seed}: accuracy {accuracy[0]:.3f} / {accuracy[1]:.3f}; training {seconds:.0f} s, with all "
-            f"estimates {whole:.0f} s; bits lost after the maximum: "
+            f"  seed {seed}: accuracy {accuracy[0]:.3f} / {accuracy[1]:.3f}; processor time {seconds:.0f} s, with "
+            f"all estimates {whole:.0f} s; bits lost after the maximum: "
             + ", ".join(f"{name} {loss:.2f}" for name, loss in losses.items()),
             flush=True,
         )
@@ -111,10 +111,10 @@ def compare(activation: str, options: argparse.Namespace, data: tuple[Tensor, Te
 
 
 def noisy(model: nn.Module, x: Tensor, layers: list[str]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     found = noisy_network_information(model, layers, x, n_inputs=32)
     values = ", ".join(f"{float(one.value):.2f} ± {float(one.standard_error):.2f}" for one in found.values())
-    print(f"    with noise of deviation 0.05 in each layer: {values} bits ({time.perf_counter() - start:.0f} s)")
+    print(f"    with noise of deviation 0.05 in each layer: {values} bits ({time.process_time() - start:.0f} s)")
 
 
 def table(planes: dict[str, InformationPlane], layer: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_iba._numbers import assert_integer, assert_number
 from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError, InvalidTypeError
@@ -174,6 +173,8 @@ def _annealed(
     problem: _Problem, betas: Tensor, n_values: int, n_restarts: int, generator: torch.Generator, show_progress: bool
 ) -> tuple[Tensor, Tensor]:
     """A solution for each beta, from the largest down, each from the one before and from random starts."""
+    from tqdm.auto import tqdm
+
     n_x = len(problem.p_x)
     start = torch.eye(n_x, n_values, dtype=torch.float64)
     start[n_values:, n_values - 1] = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from captum_iba.information._layer_outputs import find_layers, layer_outputs, na
 from captum_iba.information.estimate import Estimate, Unit, assert_unit, no_information
 from captum_iba.information.estimator import Estimator, as_estimator
 from captum_iba.information.noise_channel import NoiseChannel, distinct_rows
-from captum_iba.information.plane_result import InformationPlaneResult, Point
+from captum_iba.information.plane_result import DataProcessingCheck, InformationPlaneResult, Point
 from captum_iba.information.variables import as_variable, is_labels, rank_gaussianize, varying
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONSTANT = "A layer or the label was the same for all examples, so that there was no information, by definition."
 
@@ -68,7 +71,9 @@ class InformationPlane:
         ((0, 13, 26, 39), ('1', '1', '1', '1'))
         >>> bool(result.i_ty[-1] > result.i_ty[0])
         True
-        >>> figure = result.plot()
+        >>> figure = plane.plot()
+        >>> plane.check_data_processing().holds  # of one layer: there is nothing to compare
+        True
     """
 
     def __init__(
@@ -124,7 +129,7 @@ class InformationPlane:
         """
         assert_number("step", step, lambda value: True, "such as the epoch")
         assert_integer("run", run, least=0)
-        labels = _as_labels(x, y)
+        labels = _as_labels(x, y, self.estimator.at_least)
         places = find_layers(model, self._layers)
         outputs = layer_outputs(model, places, x, additional_forward_args, self._batch, self._seed)
         rows = distinct_rows(x)
@@ -204,8 +209,16 @@ class InformationPlane:
         chosen = {key: point for key, point in self._points.items() if run is None or key[0] == run}
         return InformationPlaneResult.of(chosen, self.layers, repr(self.estimator), self._unit)
 
+    def plot(self, limit: Any = None) -> Figure:
+        """Draw all that was recorded; see :meth:`InformationPlaneResult.plot`."""
+        return self.result().plot(limit)
 
-def _as_labels(x: Any, y: Any) -> Tensor:
+    def check_data_processing(self, n_standard_errors: float = 2.0) -> DataProcessingCheck:
+        """Compare each layer with the one before it; see :meth:`InformationPlaneResult.check_data_processing`."""
+        return self.result().check_data_processing(n_standard_errors)
+
+
+def _as_labels(x: Any, y: Any, at_least: int) -> Tensor:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
             raise InvalidTypeError(f"{name} is a {type(value).__name__}; wanted a tensor with a row for each example.")
@@ -214,9 +227,11 @@ def _as_labels(x: Any, y: Any) -> Tensor:
             f"y has shape {tuple(y.shape)} and dtype {y.dtype}; wanted one integer for each example. Of one-hot rows "
             "take y.argmax(1); put continuous values into classes: torch.bucketize(y, boundaries)."
         )
-    if x.ndim == 0 or len(x) != len(y) or len(y) < 2:
+    if x.ndim == 0 or len(x) != len(y):
         raise MismatchedArgumentsError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; wanted a row of x for each label, at least two."
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; wanted a row of x for each label."
         )
+    if len(y) < at_least:
+        raise InvalidArgumentError(f"There are {len(y)} examples; this estimator needs at least {at_least}.")
     labels: Tensor = torch.unique(y.detach(), return_inverse=True)[1]
     return labels

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_iba._numbers import assert_integer, assert_number
 from captum_iba._random_state import OwnRandomState
@@ -70,6 +69,8 @@ def noisy_network_information(
         >>> [*found], found["1"].unit
         (['1', '3'], 'bits')
     """
+    from tqdm.auto import tqdm
+
     _assert_arguments(x, noise_var, n_draws, n_inputs, n_passes, unit, seed)
     places = find_layers(model, named_layers(layers))
     generator = independent(torch.Generator().manual_seed(seed))

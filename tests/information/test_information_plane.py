@@ -242,6 +242,7 @@ def test_a_tuple_with_one_tensor():
         (lambda: InformationPlane(["act"]).log(0, net(), [1], data()[1]), InvalidTypeError, "x is a list"),
         (lambda: InformationPlane(["act"]).log(0, net(), data()[0], data()[0]), InvalidArgumentError, "argmax"),
         (lambda: InformationPlane(["act"]).log(0, net(), data()[0][:9], data()[1]), MismatchedArgumentsError, "a row"),
+        (lambda: InformationPlane(["act"]).log(0, net(), *(v[:1] for v in data())), InvalidArgumentError, "1 examples"),
     ],
 )
 def test_mistakes(make, error, message):
@@ -361,7 +362,7 @@ def test_data_processing():
     assert violation.excess == pytest.approx(result.i_xt[3] - result.i_xt[2])
     assert violation.excess > 2 * violation.standard_error
     assert "KDE(noise_var=0.05, bound='upper'): " in str(check) and "'1' to '3' at step 1" in str(check)
-    assert plane.result().check_data_processing(1e6).holds
+    assert plane.check_data_processing(1e6).holds and not plane.check_data_processing().holds
 
 
 def test_the_picture():
@@ -371,7 +372,7 @@ def test_the_picture():
     for step in (0, 1, 10):
         plane.log(step, net(step), x, y)
     result = plane.result()
-    figure = result.plot()
+    figure = plane.plot()
     axis, bar = figure.axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["act", "last"]
     assert (axis.get_xlabel(), axis.get_ylabel(), bar.get_ylabel()) == ("I(X;T), bits", "I(T;Y), bits", "step")
