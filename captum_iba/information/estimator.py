@@ -18,7 +18,8 @@ class Estimator(ABC):
     """A way to estimate mutual information, with its settings; subclasses are frozen dataclasses.
 
     Estimators get what :func:`~captum_iba.information.mutual_information` has checked and prepared, and return nats.
-    Variables are float64 (n, d), finite, without constant columns; or labels: int64 (n,), each at least 0.
+    Variables are float64 (n, d), finite, without constant columns; or labels: int64 (n,), each at least 0. An
+    estimator that takes labels on one side gets them second.
 
     Class attributes:
         ranked (bool): columns are to be rank-Gaussianised first, which leaves mutual information as it is.

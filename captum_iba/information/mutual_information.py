@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -93,6 +95,7 @@ def mutual_information(
     else:
         left, right = _select(left, kept_x), _select(right, kept_y)
         left, right = _prepared(chosen, transform, left, right, generator)
+        left, right = (right, left) if _labels_come_first(chosen, left, right) else (left, right)
         found = chosen.estimate(left, right, generator)
         if n_permutations:
             null = permutation_estimates(chosen, left, right, n_permutations, generator)
@@ -157,7 +160,11 @@ def mutual_information_matrix(
         right_kept = left_kept
     else:
         left_kept, right_kept = _prepared(chosen, transform, left_kept, _select(right, kept_y), generator)
-    found = _spread(chosen.pairwise(left_kept, right_kept, generator), kept_x, kept_y)
+    if _labels_come_first(chosen, left_kept, right_kept):
+        found = _each_table(chosen.pairwise(right_kept, left_kept, generator), lambda table, _: table.T)
+    else:
+        found = chosen.pairwise(left_kept, right_kept, generator)
+    found = _each_table(found, functools.partial(_spread, kept_x=kept_x, kept_y=kept_y))
     return finished(found, unit, return_details)
 
 
@@ -233,6 +240,11 @@ def _prepared(
     return x, y
 
 
+def _labels_come_first(estimator: Estimator, x: Tensor, y: Tensor) -> bool:
+    """Whether x and y are to change places, for an estimator that wants numbers first."""
+    return estimator.takes_labels == "one" and is_labels(x) and not is_labels(y)
+
+
 def _against(found: Estimate, null: Tensor) -> Estimate:
     """The estimate with the null distribution's quantile and its own place in it."""
     p_value = (1 + (null >= found.value).sum()) / (1.0 + len(null))
@@ -244,22 +256,16 @@ def _of_a_constant(chosen: Estimator, name: str, shape: tuple[int, ...], n: int,
     return no_information(shape, n, repr(chosen), reason, device)
 
 
-def _spread(found: Estimate, kept_x: Tensor, kept_y: Tensor) -> Estimate:
-    """Estimates of the columns that vary, in the table of all columns; 0 at the others."""
+def _each_table(found: Estimate, change: Callable[[Tensor, str], Tensor]) -> Estimate:
+    """The estimate with each of its tables of pairs changed."""
+    names = ("value", "standard_error", "cap", "slack", "in_sample", "held_out")
+    tables = {name: getattr(found, name) for name in names}
+    changed: dict[str, Any] = {name: change(table, name) for name, table in tables.items() if table is not None}
+    return replace(found, **changed)
 
-    def spread(table: Tensor | None, at_constant: float = 0.0) -> Any:
-        if table is None:
-            return None
-        out = table.new_full((len(kept_x), len(kept_y)), at_constant)
-        out[kept_x[:, None] & kept_y] = table.flatten()
-        return out
 
-    return replace(
-        found,
-        value=spread(found.value),
-        standard_error=spread(found.standard_error),
-        cap=spread(found.cap, float("inf")),
-        slack=spread(found.slack),
-        in_sample=spread(found.in_sample),
-        held_out=spread(found.held_out),
-    )
+def _spread(table: Tensor, name: str, kept_x: Tensor, kept_y: Tensor) -> Tensor:
+    """A table of the columns that vary, as the table of all columns."""
+    out = table.new_full((len(kept_x), len(kept_y)), float("inf") if name == "cap" else 0.0)
+    out[kept_x[:, None] & kept_y] = table.flatten()
+    return out

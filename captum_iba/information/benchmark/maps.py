@@ -10,7 +10,8 @@ from torch import Tensor
 
 def normal_cdf(x: Tensor) -> Tensor:
     """Each value's probability under the standard normal distribution: uniform margins."""
-    return torch.special.ndtr(x)
+    probability: Tensor = torch.special.ndtr(x)
+    return probability
 
 
 def half_cube(x: Tensor) -> Tensor:
