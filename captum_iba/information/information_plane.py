@@ -136,7 +136,7 @@ class InformationPlane:
         points = {}
         for name, output in outputs.items():
             i_xt, i_ty = self._measured(rows, x, output, labels)
-            points[run, step, name] = Point(i_xt.to(self._unit), i_ty.to(self._unit))
+            points[run, step, name] = Point.of(i_xt.to(self._unit), i_ty.to(self._unit))
         self._points.update(points)
 
     def _measured(self, rows: Tensor, x: Tensor, output: Tensor, labels: Tensor) -> tuple[Estimate, Estimate]:

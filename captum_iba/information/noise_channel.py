@@ -16,8 +16,9 @@ from captum_iba.errors import InvalidArgumentError
 from captum_iba.information.estimate import Estimate, from_terms
 from captum_iba.information.estimator import Estimator
 
-# Entries of the kernel matrix that are held at once (16 MiB).
-_ENTRIES = 2**21
+# Entries of the kernel matrix that are held at once (2 MiB): they stay in the cache, and freed blocks are small enough
+# that what the allocator keeps of them does not add up in a long training.
+_ENTRIES = 2**18
 # With more columns, distances from a matrix product: faster, and exact enough.
 _DIRECT_COLUMNS = 32
 

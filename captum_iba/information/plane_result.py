@@ -19,10 +19,24 @@ _COLUMNS = ("step", "layer", "i_xt", "i_ty", "i_xt_se", "i_ty_se", "cap", "satur
 
 
 class Point(NamedTuple):
-    """One layer at one step of one run."""
+    """One layer at one step of one run: pairs for I(X;T) and I(T;Y), in floats, of which a training makes many."""
 
-    i_xt: Estimate
-    i_ty: Estimate
+    values: tuple[float, float]
+    errors: tuple[float, float]
+    cap: float
+    saturated: bool
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, i_xt: Estimate, i_ty: Estimate) -> Point:
+        """From both estimates, in the same unit."""
+        return cls(
+            (float(i_xt.value), float(i_ty.value)),
+            (float(i_xt.standard_error), float(i_ty.standard_error)),
+            float(i_xt.cap),
+            bool(i_xt.saturated),
+            (*i_xt.warnings, *i_ty.warnings),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,7 @@ class InformationPlaneResult:
         keys = sorted(grouped, key=lambda key: (key[0], layers.index(key[1])))
         rows = [(*key, *_row(grouped[key], over_runs)) for key in keys]
         columns = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True))
-        met = dict.fromkeys(text for point in points.values() for one in point for text in one.warnings)
+        met = dict.fromkeys(text for point in points.values() for text in point.warnings)
         bars: Literal["rows", "runs"] = "runs" if over_runs else "rows"
         return cls(**columns, error_bars=bars, estimator=estimator, unit=unit, warnings=tuple(met))
 
@@ -202,13 +216,11 @@ class InformationPlaneResult:
 
 def _row(points: Sequence[Point], over_runs: bool) -> tuple[Any, ...]:
     """A row's values, beside step and layer."""
-    means = [statistics.fmean(float(estimate.value) for estimate in one) for one in zip(*points, strict=True)]
-    if over_runs:
-        errors = [_error_of_mean([float(estimate.value) for estimate in one]) for one in zip(*points, strict=True)]
-    else:
-        errors = [float(estimate.standard_error) for estimate in points[0]]
-    caps = [float(point.i_xt.cap) for point in points]
-    return (*means, *errors, max(caps), any(bool(point.i_xt.saturated) for point in points), len(points))
+    both = [*zip(*(point.values for point in points), strict=True)]
+    means = [statistics.fmean(values) for values in both]
+    errors = [_error_of_mean(values) for values in both] if over_runs else points[0].errors
+    saturated = any(point.saturated for point in points)
+    return (*means, *errors, max(point.cap for point in points), saturated, len(points))
 
 
 def _error_of_mean(values: Sequence[float]) -> float:
