@@ -72,7 +72,7 @@ class StatisticsFileError(StatisticsError):
 
 
 class NotTrainedError(CaptumIBAError, RuntimeError):
-    """A readout bottleneck is asked for bits before it was trained."""
+    """Something is asked for what it can say only after it was trained or fitted."""
 
 
 class ReadoutFileError(CaptumIBAError, ValueError):
