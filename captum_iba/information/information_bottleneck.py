@@ -109,7 +109,7 @@ def information_bottleneck(
     n_values = len(merged) if n_values is None else n_values
     assert_integer("n_values", n_values)
     problem = _Problem(merged, n_iter, tolerance)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     solutions, rests = _annealed(problem, ordered, n_values, n_restarts, generator, show_progress)
     solutions, rests = _exchanged(problem, ordered, solutions, rests)
     if not bool(rests.all()):

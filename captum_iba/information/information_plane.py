@@ -141,7 +141,7 @@ class InformationPlane:
 
     def _measured(self, rows: Tensor, x: Tensor, output: Tensor, labels: Tensor) -> tuple[Estimate, Estimate]:
         """I(X;T) and I(T;Y) in nats."""
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = generator_of(self._seed)
         t, rows, labels = output.double(), rows.to(output.device), labels.to(output.device)
         if isinstance(self.estimator, NoiseChannel):
             i_xt, i_ty = self.estimator.label_information(t, [rows, labels], generator)

@@ -12,15 +12,20 @@ from torch import Tensor
 
 from captum_iba._numbers import assert_integer
 from captum_iba._warn import Warner
+from captum_iba.bottleneck.noise import derived_seed
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.information.binning import Binning
 from captum_iba.information.estimate import BITS_PER_NAT, Estimate, Unit, assert_unit, no_information
 from captum_iba.information.estimator import Estimator, as_estimator
 from captum_iba.information.nearest_neighbours import KSG
+from captum_iba.information.noise_channel import NoiseChannel
 from captum_iba.information.permutation import NULL_QUANTILE, permutation_estimates
 from captum_iba.information.variables import as_variable, assert_pairs, is_labels, rank_gaussianize, varying
 
 Transform = Literal["auto", "rank", "none"]
+
+# any number that tells these generators from others of the same seed
+_PURPOSE = 6
 
 
 def mutual_information(
@@ -98,6 +103,7 @@ def mutual_information(
         left, right = (right, left) if _labels_come_first(chosen, left, right) else (left, right)
         found = chosen.estimate(left, right, generator)
         if n_permutations:
+            _assert_pairs_matter(chosen, left)
             null = permutation_estimates(chosen, left, right, n_permutations, generator)
             found = _against(found, null)
     return finished(found, unit, return_details)
@@ -169,13 +175,13 @@ def mutual_information_matrix(
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """A generator of its own, on the CPU.
+    """A generator on the CPU, whose numbers are not those of a user who drew the data with the same seed.
 
     Raises:
         InvalidArgumentError: no integer of at least 0.
     """
     assert_integer("seed", seed, least=0)
-    return torch.Generator("cpu").manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(derived_seed(seed, _PURPOSE))
 
 
 def finished(found: Estimate, unit: Unit, return_details: bool) -> Any:
@@ -239,6 +245,15 @@ def _prepared(
         ranked = rank_gaussianize(x, generator)
         x, y = ranked, ranked if y is x else rank_gaussianize(y, generator)
     return x, y
+
+
+def _assert_pairs_matter(estimator: Estimator, x: Tensor) -> None:
+    """Refuse a null distribution of what does not depend on who is paired with whom."""
+    if isinstance(estimator, NoiseChannel) and not is_labels(x):
+        raise InvalidArgumentError(
+            f"n_permutations has no meaning with {estimator!r} and inputs that are numbers: y is taken as a function of "
+            "x, whatever stands beside what. Leave it at 0, or pass labels."
+        )
 
 
 def _labels_come_first(estimator: Estimator, x: Tensor, y: Tensor) -> bool:

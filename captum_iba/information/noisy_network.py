@@ -73,7 +73,7 @@ def noisy_network_information(
 
     _assert_arguments(x, noise_var, n_draws, n_inputs, n_passes, unit, seed)
     places = find_layers(model, named_layers(layers))
-    generator = independent(torch.Generator().manual_seed(seed))
+    generator = generator_of(seed)
     chosen = torch.randperm(len(x), generator=generator)[:n_inputs].tolist()
     passes = tqdm([None, *chosen], desc="Noisy passes", disable=not show_progress)
     whole: dict[str, Tensor] = {}
