@@ -2,7 +2,9 @@ r"""The bottleneck's two formulas: the noisy features and the information they s
 
 Notation of Schulz et al. 2020: :math:`Z = \lambda R + (1 - \lambda)\epsilon` (eq. 2) with noise of the features' own
 mean and standard deviation, and :math:`KL[P(Z|R) || Q(Z)]`, whose mean over the data bounds :math:`I[R; Z]` from above
-(eq. 4 and 5). ``omega`` is :math:`1 - \lambda`, computed on its own so that nothing is lost where lambda is close to 1.
+(eq. 4 and 5): :math:`I[R; Z] = E_R KL[P(Z|R) || Q(Z)] - KL[P(Z) || Q(Z)]`. The paper's eq. 4 and 14 print the last term
+with P and Q exchanged; its proof (eq. 13) and the conclusion stand. ``omega`` is :math:`1 - \lambda`, computed on its
+own so that nothing is lost where lambda is close to 1.
 """
 
 from __future__ import annotations

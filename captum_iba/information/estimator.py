@@ -18,7 +18,8 @@ class Estimator(ABC):
     """A way to estimate mutual information, with its settings; subclasses are frozen dataclasses.
 
     Estimators get what :func:`~captum_iba.information.mutual_information` has checked and prepared, and return nats.
-    Variables are float64 (n, d), finite, without constant columns; or labels: int64 (n,), each at least 0.
+    Variables are float64 (n, d), finite, without constant columns; or labels: int64 (n,), each at least 0. An
+    estimator that takes labels on one side gets them second.
 
     Class attributes:
         ranked (bool): columns are to be rank-Gaussianised first, which leaves mutual information as it is.
@@ -51,12 +52,13 @@ class Estimator(ABC):
 
         Estimators that can share work between the pairs do so; this one goes from pair to pair.
         """
-        rows = [[self.estimate(a, b, generator) for b in _columns(y)] for a in _columns(x)]
+        rows = [[self.estimate(a, b, generator) for b in columns_of(y)] for a in columns_of(x)]
         return stacked(rows)
 
 
-def _columns(variable: Tensor) -> list[Tensor]:
-    return [variable] if variable.ndim == 1 else list(variable.split(1, dim=1))
+def columns_of(variable: Tensor) -> list[Tensor]:
+    """Each column as a variable of its own, (n, 1); labels are one."""
+    return [variable] if variable.ndim == 1 else list(variable.T[:, :, None])
 
 
 def stacked(rows: list[list[Estimate]]) -> Estimate:

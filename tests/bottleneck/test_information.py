@@ -169,3 +169,22 @@ def test_nan_features_are_an_error():
     reference = Reference(tensor(0.0), tensor(1.0), torch.tensor([True]))
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         normalize(tensor(float("nan")), reference)
+
+
+@pytest.mark.parametrize(
+    ("lam", "information", "bound", "as_printed"),
+    [(0.3, 0.08431, 0.14667, 0.05697), (0.7, 0.93161, 0.99397, 0.90427)],
+)
+def test_what_the_mean_divergence_exceeds_the_information_by(lam, information, bound, as_printed):
+    """I[R; Z] = E KL[P(Z|R) || Q] - KL[P(Z) || Q] for a normal R, where all terms have closed forms; with the last
+    divergence turned round, as the paper's eq. 4 prints it, the two sides differ."""
+    r = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = make_mask(torch.full((1,), math.log(lam / (1 - lam)), dtype=torch.float64))
+    mean_divergence = float(kl_divergence(mask, r).mean())
+    variance = lam**2 + (1 - lam) ** 2  # of Z, whose mean is 0
+    to_q, from_q = 0.5 * (variance - 1 - math.log(variance)), 0.5 * (1 / variance - 1 + math.log(variance))
+    exact = 0.5 * math.log(variance / (1 - lam) ** 2)
+    assert exact == pytest.approx(information, abs=5e-6)
+    assert mean_divergence == pytest.approx(bound, abs=1e-3)
+    assert mean_divergence - to_q == pytest.approx(exact, abs=1e-3)
+    assert bound - from_q == pytest.approx(as_printed, abs=5e-5)
