@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn.functional import silu
 
 from captum_iba.information.neural.closed_forms import gaussian_log_ratio, linear_discriminant
 
@@ -133,9 +133,18 @@ def _half_form(x: Tensor, matrix: Tensor) -> Tensor:
     return ((x @ matrix) * x).sum(-1, keepdim=True) / 2
 
 
+def _with_norm(x: Tensor) -> Tensor:
+    """The columns and the logarithm of their mean square, which many links depend on and a network is slow to learn.
+
+    The logarithm keeps examples far out from scores far out.
+    """
+    return torch.cat((x, x.square().mean(-1, keepdim=True).log1p()), -1)
+
+
 def _networks(name: str, widths: tuple[int, ...], n_critics: int, generator: torch.Generator) -> Parameters:
     """Weights uniform within one over the root of the inputs; the same for all critics, which differ by their data."""
     parameters = {}
+    widths = (widths[0] + 1, *widths[1:])  # the norm
     for layer in range(_N_LAYERS):
         n_in, n_out = widths[layer], widths[layer + 1]
         weight, bias = ((torch.rand(n, n_out, generator=generator) * 2 - 1) / math.sqrt(n_in) for n in (n_in, 1))
@@ -147,7 +156,8 @@ def _networks(name: str, widths: tuple[int, ...], n_critics: int, generator: tor
 
 
 def _run(name: str, parameters: Parameters, x: Tensor) -> Tensor:
+    x = _with_norm(x)
     for layer in range(_N_LAYERS):
-        x = relu(x) if layer else x
+        x = silu(x) if layer else x
         x = torch.baddbmm(parameters[f"{name}{layer}b"], x, parameters[f"{name}{layer}w"])
     return x

@@ -16,7 +16,8 @@ from captum_iba.information.neural.scoring import Signal, terms_of
 
 # The closed form's parameters learn at this share of the rate.
 _SLOWLY = 0.1
-_WEIGHT_DECAY = 1e-4
+# High enough to keep scores of examples far out from growing.
+_WEIGHT_DECAY = 0.05
 # Rate of the moving average of the parameters, which is what is validated and kept.
 _AVERAGE = 0.02
 # Rate of MINE's moving average of the mean exponential.
