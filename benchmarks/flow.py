@@ -36,7 +36,7 @@ from captum_iba.errors import CaptumIBAWarning
 from captum_iba.information import NeuralInformationFlow, ks_test, read_labelled_csv, spearman
 from captum_iba.information._flow_null import independent_estimates
 from captum_iba.information.estimator import as_estimator
-from captum_iba.information.mutual_information import generator_of
+from captum_iba.information.generators import generator_of
 
 STEPS, LEARNING_RATE = 500, 1e-2
 HIDDEN = ((10,), (8, 6))

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_iba.information import InformationPlane, noisy_network_information
 from captum_iba.information.binning import Binning
 from captum_iba.information.estimator import Estimator
-from captum_iba.information.information_plane import InformationPlane
 from captum_iba.information.noise_channel import KDE, SamplePropagation
-from captum_iba.information.noisy_network import noisy_network_information
 from captum_iba.information.szt import HIDDEN, read_szt, szt_dataset, tishby_network, train_epochs
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -21,7 +21,8 @@ from captum_iba.information._flow_record import Record
 from captum_iba.information._flow_weights import Link
 from captum_iba.information.estimate import BITS_PER_NAT, Estimate, Unit
 from captum_iba.information.estimator import Estimator, columns_of
-from captum_iba.information.mutual_information import generator_of, mutual_information, mutual_information_matrix
+from captum_iba.information.generators import generator_of
+from captum_iba.information.mutual_information import mutual_information, mutual_information_matrix
 from captum_iba.information.permutation import NULL_QUANTILE
 
 # the null has a stream of its own, so that it does not depend on what was estimated before

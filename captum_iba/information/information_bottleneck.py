@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_iba._numbers import assert_integer, assert_number
 from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError, InvalidTypeError
 from captum_iba.information.estimate import BITS_PER_NAT, Unit, assert_unit
+from captum_iba.information.generators import generator_of
 
 # The random start of a restart, in nats of its logits.
 _START_SPREAD = 3.0

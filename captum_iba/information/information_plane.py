@@ -13,6 +13,7 @@ from captum_iba.errors import InvalidArgumentError, InvalidTypeError, Mismatched
 from captum_iba.information._layer_outputs import find_layers, layer_outputs, named_layers
 from captum_iba.information.estimate import Estimate, Unit, assert_unit, no_information
 from captum_iba.information.estimator import Estimator, as_estimator
+from captum_iba.information.generators import generator_of
 from captum_iba.information.noise_channel import NoiseChannel, distinct_rows
 from captum_iba.information.plane_result import DataProcessingCheck, InformationPlaneResult, Point
 from captum_iba.information.variables import as_variable, is_labels, rank_gaussianize, varying
@@ -54,7 +55,7 @@ class InformationPlane:
 
         >>> import torch
         >>> from torch import nn
-        >>> from captum_iba.information.information_plane import InformationPlane
+        >>> from captum_iba.information import InformationPlane
         >>> _ = torch.manual_seed(0)
         >>> x, model = torch.randn(200, 4), nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
         >>> y = (x[:, 0] > 0).long()

@@ -12,20 +12,17 @@ from torch import Tensor
 
 from captum_iba._numbers import assert_integer
 from captum_iba._warn import Warner
-from captum_iba.bottleneck.noise import derived_seed
 from captum_iba.errors import InvalidArgumentError
 from captum_iba.information.binning import Binning
 from captum_iba.information.estimate import BITS_PER_NAT, Estimate, Unit, assert_unit, no_information
 from captum_iba.information.estimator import Estimator, as_estimator
+from captum_iba.information.generators import generator_of
 from captum_iba.information.nearest_neighbours import KSG
 from captum_iba.information.noise_channel import NoiseChannel
 from captum_iba.information.permutation import NULL_QUANTILE, permutation_estimates
 from captum_iba.information.variables import as_variable, assert_pairs, is_labels, rank_gaussianize, varying
 
 Transform = Literal["auto", "rank", "none"]
-
-# any number that tells these generators from others of the same seed
-_PURPOSE = 6
 
 
 def mutual_information(
@@ -174,16 +171,6 @@ def mutual_information_matrix(
     return finished(found, unit, return_details)
 
 
-def generator_of(seed: int) -> torch.Generator:
-    """A generator on the CPU, whose numbers are not those of a user who drew the data with the same seed.
-
-    Raises:
-        InvalidArgumentError: no integer of at least 0.
-    """
-    assert_integer("seed", seed, least=0)
-    return torch.Generator("cpu").manual_seed(derived_seed(seed, _PURPOSE))
-
-
 def finished(found: Estimate, unit: Unit, return_details: bool) -> Any:
     """What the caller gets of an estimate in nats: at least 0, in the unit, with warnings given."""
     if bool(found.saturated.any()):
@@ -251,8 +238,8 @@ def _assert_pairs_matter(estimator: Estimator, x: Tensor) -> None:
     """Refuse a null distribution of what does not depend on who is paired with whom."""
     if isinstance(estimator, NoiseChannel) and not is_labels(x):
         raise InvalidArgumentError(
-            f"n_permutations has no meaning with {estimator!r} and inputs that are numbers: y is taken as a function of "
-            "x, whatever stands beside what. Leave it at 0, or pass labels."
+            f"n_permutations has no meaning with {estimator!r} and inputs that are numbers: y is taken as a function "
+            "of x, whatever stands beside what. Leave it at 0, or pass labels."
         )
 
 

@@ -14,7 +14,8 @@ from captum_iba._random_state import OwnRandomState
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NoTensorError
 from captum_iba.information._layer_outputs import evaluation_mode, find_layers, named_layers, recorded, rows_of
 from captum_iba.information.estimate import SATURATED_WITHIN, Estimate, Unit, assert_unit
-from captum_iba.information.noise_channel import independent, spread_terms
+from captum_iba.information.generators import generator_of
+from captum_iba.information.noise_channel import spread_terms
 
 
 def noisy_network_information(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError, InvalidTypeError
-from captum_iba.information.information_bottleneck import BottleneckCurve, information_bottleneck
+from captum_iba.information import BottleneckCurve, information_bottleneck
 
 
 def binary_entropy(p):

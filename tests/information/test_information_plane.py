@@ -17,9 +17,15 @@ from captum_iba.errors import (
     NonFiniteError,
     NoTensorError,
 )
-from captum_iba.information import KSG, Binning, Gaussian, mutual_information
-from captum_iba.information.information_bottleneck import information_bottleneck
-from captum_iba.information.information_plane import CONSTANT, InformationPlane
+from captum_iba.information import (
+    CONSTANT,
+    KSG,
+    Binning,
+    Gaussian,
+    InformationPlane,
+    information_bottleneck,
+    mutual_information,
+)
 from captum_iba.information.noise_channel import KDE, NO_BOUND, SamplePropagation
 from captum_iba.information.szt import szt_dataset, tishby_network, train_epochs
 

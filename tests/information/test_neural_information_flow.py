@@ -26,7 +26,7 @@ from captum_iba.information import NeuralInformationFlow, _flow_edges, mutual_in
 from captum_iba.information._flow_graph import chain
 from captum_iba.information._flow_null import independent_estimates
 from captum_iba.information.estimator import as_estimator
-from captum_iba.information.mutual_information import generator_of
+from captum_iba.information.generators import generator_of
 from captum_iba.information.permutation import permutation_estimates
 from captum_iba.information.variables import rank_gaussianize
 

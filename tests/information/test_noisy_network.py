@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, LayerNotExecutedError, NoTensorError
+from captum_iba.information import noisy_network_information
 from captum_iba.information.noise_channel import SamplePropagation
-from captum_iba.information.noisy_network import noisy_network_information
 
 
 def linear_chain(*gains):

@@ -86,7 +86,7 @@ class Neural(Estimator, name="neural"):
     Examples::
 
         >>> import torch
-        >>> from captum_iba.information.neural import Neural
+        >>> from captum_iba.information import Neural
         >>> generator = torch.Generator().manual_seed(0)
         >>> x, noise = torch.randn(2, 1000, 1, generator=generator, dtype=torch.float64)
         >>> found = Neural(n_steps=50).estimate(x, x + noise, generator)
