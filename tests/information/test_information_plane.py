@@ -17,15 +17,9 @@ from captum_iba.errors import (
     NonFiniteError,
     NoTensorError,
 )
-from captum_iba.information import (
-    CONSTANT,
-    KSG,
-    Binning,
-    Gaussian,
-    InformationPlane,
-    information_bottleneck,
-    mutual_information,
-)
+from captum_iba.information import KSG, Binning, Gaussian, mutual_information
+from captum_iba.information.information_bottleneck import information_bottleneck
+from captum_iba.information.information_plane import CONSTANT, InformationPlane
 from captum_iba.information.noise_channel import KDE, NO_BOUND, SamplePropagation
 from captum_iba.information.szt import szt_dataset, tishby_network, train_epochs
 
@@ -333,7 +327,8 @@ def test_an_interruption_loses_nothing():
 
 def test_the_table(monkeypatch):
     """A data frame holds the columns; without pandas the message says how to get it."""
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     x, y = data()
     plane = InformationPlane(["act"])
     plane.log(0, net(), x, y)

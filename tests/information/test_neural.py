@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from captum_iba.errors import InvalidArgumentError
-from captum_iba.information import DV, JS, MINE, NWJ, SMILE, InfoNCE, Neural, cross_fitting
+from captum_iba.information.neural import DV, JS, MINE, NWJ, SMILE, InfoNCE, Neural, cross_fitting
 
 ALL = (Neural, DV, MINE, NWJ, InfoNCE, JS, SMILE)
 BRIEF = {"n_steps": 20, "batch_size": 64}

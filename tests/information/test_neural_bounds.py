@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_iba.information import bounds
+from captum_iba.information.neural import bounds
 from captum_iba.information.neural.closed_forms import gaussian_log_ratio
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_iba.information import bounds, cross_fitting, training
+from captum_iba.information.neural import bounds, cross_fitting, training
 from captum_iba.information.neural.critic import Classifier, Quadratic, scores
 from captum_iba.information.neural.folds import split
 from captum_iba.information.neural.scoring import terms_of

@@ -254,15 +254,3 @@ def test_mistakes(make, message):
     """What cannot be used is named."""
     with pytest.raises(InvalidArgumentError, match=message):
         make()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("estimator", ALL)
-def test_on_a_gpu(estimator):
-    """The same value there."""
-    s, y = normal(500, 3), torch.arange(500) % 4
-    here, there = (
-        estimator.label_information(s.to(device), [y.to(device)], generator())[0] for device in ("cpu", "cuda")
-    )
-    assert float(here.value) == pytest.approx(float(there.value), abs=1e-10)
-    assert float(here.standard_error) == pytest.approx(float(there.standard_error), abs=1e-10)
