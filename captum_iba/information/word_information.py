@@ -40,7 +40,7 @@ States: TypeAlias = Callable[[Tensor], Tensor]
 # Adam's first step width, in nats of ln sigma; it falls to a fifth along a cosine.
 _LEARNING_RATE, _LAST_SHARE = 0.1, 0.2
 # Adam's memory of squares: short, since the slopes at the far start are of another size.
-_BETAS = (0.9, 0.99)
+_BETAS = (0.9, 0.9)
 # ln sigma is averaged over the last of the steps, which takes out what single draws of noise do to it.
 _AVERAGED = 0.6
 # An example whose words still move by more than this in the mean, in nats, has not settled.
