@@ -39,8 +39,9 @@ States: TypeAlias = Callable[[Tensor], Tensor]
 
 # Adam's first step width, in nats of ln sigma; it falls to a fifth along a cosine.
 _LEARNING_RATE, _LAST_SHARE = 0.1, 0.2
-# Adam's memory of squares: short, since the slopes at the far start are of another size.
-_BETAS = (0.9, 0.9)
+# Adam's memory of squares: short on the way, where slopes shrink by orders; long while ln sigma is averaged, because a
+# rare large slope that sets its own scale counts for too little.
+_MEMORY, _MEMORY_AVERAGED = 0.9, 0.99
 # ln sigma is averaged over the last of the steps, which takes out what single draws of noise do to it.
 _AVERAGED = 0.6
 # An example whose words still move by more than this in the mean, in nats, has not settled.
@@ -202,15 +203,16 @@ def word_noise(
     settings = settings or WordNoiseSettings()
     problem = _Problem(embeddings, states, reference_std, settings, mask, state_mask, embedding_std)
     copies = settings.n_samples if copies_per_run is None else copies_per_run
-    log_sigma = (problem.log_unit + math.log(settings.init_scale)).expand(problem.shape).clone()
-    course = [log_sigma.clone()]
-    adam = torch.optim.Adam([log_sigma], lr=_LEARNING_RATE, betas=_BETAS)
+    log_sigma = (problem.log_unit + math.log(settings.init_scale)).expand(problem.shape)
+    course = [log_sigma]
+    adam = _Adam(log_sigma)
+    n_before = settings.n_steps - math.ceil(_AVERAGED * settings.n_steps)
     for step in range(settings.n_steps):
-        adam.param_groups[0]["lr"] = _step_width(step / settings.n_steps)
-        log_sigma.grad = problem.slope(log_sigma, copies)
-        adam.step()
-        log_sigma.copy_(torch.minimum(log_sigma, problem.log_sigma_max))
-        course.append(log_sigma.clone())
+        memory = _MEMORY if step < n_before else _MEMORY_AVERAGED
+        way = adam.direction(problem.slope(log_sigma, copies), memory)
+        log_sigma = log_sigma - _step_width(step / settings.n_steps) * way
+        log_sigma = torch.minimum(log_sigma, problem.log_sigma_max)
+        course.append(log_sigma)
         after_step()
     found = problem.result(course)
     if bool((found.mean_drift > _SETTLED).any()):
@@ -221,6 +223,22 @@ def word_noise(
             "the mean of. Raise n_steps, or n_samples.",
         )
     return found
+
+
+class _Adam:
+    """Adam's direction, with a memory of squares that may change on the way: each mean is over the weights it has."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._slope, self._slope_weight = torch.zeros_like(like), 0.0
+        self._square, self._square_weight = torch.zeros_like(like), 0.0
+
+    def direction(self, slope: Tensor, memory: float) -> Tensor:
+        """Mean slope over the root of the mean square."""
+        self._slope = 0.9 * self._slope + 0.1 * slope
+        self._slope_weight = 0.9 * self._slope_weight + 0.1
+        self._square = memory * self._square + (1 - memory) * slope.square()
+        self._square_weight = memory * self._square_weight + 1 - memory
+        return self._slope / self._slope_weight / ((self._square / self._square_weight).sqrt() + 1e-8)
 
 
 def _step_width(share: float) -> float:
