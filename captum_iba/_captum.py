@@ -15,7 +15,7 @@ from captum._utils.common import (
 from captum._utils.typing import TargetType
 from captum.attr import LayerAttribution
 from captum.attr._core.llm_attr import _convert_ids_to_pretty_tokens
-from captum.attr._utils.attribution import Attribution, GradientAttribution
+from captum.attr._utils.attribution import Attribution, GradientAttribution, InternalAttribution
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
 from captum.log import log_usage
@@ -26,6 +26,7 @@ __all__ = [
     "EpsilonRule",
     "ExpansionTypes",
     "GradientAttribution",
+    "InternalAttribution",
     "LayerAttribution",
     "PropagationRule",
     "TargetType",

@@ -61,10 +61,23 @@ def plot_layers(information: LayerInformation, index: int = 0) -> Figure:
         ['layer', 'bits per token']
     """
     bits, tokens = information.of_example(index), information.tokens[index]
-    n_layers, n_tokens = bits.shape
+    return token_heat_map(bits, tokens, information.layers, "layer", "bits per token")
+
+
+def token_heat_map(bits: Tensor, tokens: Sequence[str], rows: Sequence[str], row_label: str, unit: str) -> Figure:
+    """Rows x tokens in colours, from zero.
+
+    Args:
+        bits (Tensor): (rows, tokens), not negative.
+        tokens (Sequence[str]): under the columns.
+        rows (Sequence[str]): names of the rows; what all begin with is left out.
+        row_label (str): what the rows are.
+        unit (str): of the colour bar.
+    """
+    n_rows, n_tokens = bits.shape
     longest = max(map(len, tokens))
     figure = Figure(
-        figsize=(2.6 + _CELL_INCHES * n_tokens, 0.9 + 0.11 * longest + _CELL_INCHES * n_layers), layout="constrained"
+        figsize=(2.6 + _CELL_INCHES * n_tokens, 0.9 + 0.11 * longest + _CELL_INCHES * n_rows), layout="constrained"
     )
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -72,9 +85,9 @@ def plot_layers(information: LayerInformation, index: int = 0) -> Figure:
     axis.set_xticks(
         range(n_tokens), tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False
     )
-    axis.set_yticks(range(n_layers), _short(information.layers), fontsize=8, parse_math=False)
-    axis.set_ylabel("layer")
-    figure.colorbar(image, ax=axis, pad=0.02).set_label("bits per token")
+    axis.set_yticks(range(n_rows), _short(rows), fontsize=8, parse_math=False)
+    axis.set_ylabel(row_label)
+    figure.colorbar(image, ax=axis, pad=0.02).set_label(unit)
     return figure
 
 

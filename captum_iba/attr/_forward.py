@@ -51,7 +51,7 @@ class Forward:
         self._additional = _format_additional_forward_args(additional_forward_args)
         if needs_gradient and torch.is_inference_mode_enabled():
             raise GradientModeError(
-                "LayerIBA needs gradients, and torch.inference_mode rules them out. Call it outside of it; "
+                "Gradients are needed, and torch.inference_mode rules them out. Call this outside of it; "
                 "torch.no_grad is no hindrance."
             )
         _assert_inputs(self._inputs)

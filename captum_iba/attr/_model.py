@@ -111,7 +111,7 @@ def locate(forward_func: Callable[..., Any], layer: Any, at_input: bool) -> tupl
     """
     _assert_types(forward_func, layer)
     modules = find_modules(forward_func)
-    name = _name_of(layer, modules)
+    name = name_of(layer, modules)
     if isinstance(forward_func, nn.Module) and name is None:
         names = [child for child, _ in forward_func.named_children()]
         raise LayerNotExecutedError(
@@ -141,7 +141,8 @@ def _assert_types(forward_func: Any, layer: Any) -> None:
         )
 
 
-def _name_of(layer: nn.Module, modules: Sequence[nn.Module]) -> str | None:
+def name_of(layer: nn.Module, modules: Sequence[nn.Module]) -> str | None:
+    """Dotted name of a layer within the first of these modules that holds it; None where none does."""
     for root in modules:
         for name, module in root.named_modules():
             if module is layer:
