@@ -16,6 +16,8 @@ from captum_iba.attr.suggest_layer import suggest_layer
 from captum_iba.attr.token_ranking import TOKEN_RANKING
 from captum_iba.attr.tokens_to_map import TokenMap, tokens_to_map
 from captum_iba.attr.training_history import Measures, TrainingHistory
+from captum_iba.attr.word_comparison import WordComparison, compare_models
+from captum_iba.attr.word_information import WordInformation
 
 __all__ = [
     "TOKEN_RANKING",
@@ -31,6 +33,9 @@ __all__ = [
     "PatternAttribution",
     "TokenMap",
     "TrainingHistory",
+    "WordComparison",
+    "WordInformation",
+    "compare_models",
     "find_blocks",
     "information_by_layer",
     "resize_bits",

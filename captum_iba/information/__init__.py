@@ -20,6 +20,7 @@ from captum_iba.information.noisy_network import noisy_network_information
 from captum_iba.information.plane_result import InformationPlaneResult
 from captum_iba.information.vib import VariationalBottleneck
 from captum_iba.information.vib_loss import VIBLoss, mean_probabilities
+from captum_iba.information.word_information import WordNoise, WordNoiseSettings, linear_word_noise, word_noise
 
 __all__ = [
     # estimators
@@ -61,4 +62,9 @@ __all__ = [
     "mean_probabilities",
     "gaussian_information_bottleneck",
     "GaussianBottleneck",
+    # word information
+    "word_noise",
+    "linear_word_noise",
+    "WordNoise",
+    "WordNoiseSettings",
 ]
