@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ def run_insights(options: argparse.Namespace) -> int:
             "What is to be shown? --demo shows the embedded digits. For a model of yours call captum_iba.insights's "
             "register and serve."
         )
+    warnings.filterwarnings("ignore", module=r"captum\.")  # what Captum tells of its own methods at each fetch
     serve(demo_visualizer(), options.port, _print_address)
     return 0
 

@@ -1,4 +1,4 @@
-"""The command line: ``captum-iba demo``, ``explain``, ``explain-text``, ``compare`` and ``insights``."""
+"""The command line: ``captum-iba demo``, ``explain``, ``explain-text``, ``compare``, ``insights``, ``serve``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from captum_iba._cli_explain import add_parser as add_explain
 from captum_iba._cli_explain import hint
 from captum_iba._cli_explain_text import add_parser as add_explain_text
 from captum_iba._cli_insights import add_parser as add_insights
+from captum_iba._cli_serve import add_parser as add_serve
 from captum_iba.errors import CaptumIBAError
 
 USER_ERROR = 2
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_explain_text(commands)
     add_compare(commands)
     add_insights(commands)
+    add_serve(commands)
     return parser
 
 
