@@ -135,7 +135,7 @@ def serve(visualizer: Any, port: int = 0, when_ready: Callable[[str], object] = 
     with listening("127.0.0.1", port) as bound:
         # threads all the same: browsers open connections in advance and leave them idle
         own = serving.make_server("127.0.0.1", port, one_at_a_time, threaded=True, fd=bound.fileno())
-        when_ready(f"http://127.0.0.1:{own.server_port}/")
+        when_ready(f"http://127.0.0.1:{bound.getsockname()[1]}/")
         own.serve_forever()  # ends with an interruption
 
 

@@ -192,10 +192,11 @@ def _controls(gradio: Any, models: Mapping[str, PhotoModel] | Mapping[str, TextM
     first = next(iter(models))
     name = gradio.Dropdown(list(models), value=first, label="Model")
     layer = gradio.Dropdown(
-        models[first].layers, value=models[first].layer, label="Layer", allow_custom_value=True, info="or a dotted name"
+        models[first].layers, value=models[first].layer, label="Layer (or a dotted name)", allow_custom_value=True
     )
-    target = gradio.Textbox(label="Class", placeholder="the predicted one", info="index or name", max_lines=1)
-    beta = gradio.Number(value=10, minimum=0, label="beta", info="weight of the information")
+    with gradio.Row():
+        target = gradio.Textbox(label="Class", placeholder="the predicted one", max_lines=1, min_width=120)
+        beta = gradio.Number(value=10, minimum=0, label="beta", min_width=120)
     name.change(lambda chosen: gradio.Dropdown(choices=models[chosen].layers, value=models[chosen].layer), name, layer)
     return [name, layer, target, beta]
 

@@ -127,26 +127,28 @@ class _Again:
 
 
 def _offered(classifier: Classifier) -> tuple[list[str], str | None]:
-    """Names of layers with a map or of a transformer's blocks, and the one to begin with, where one can be found."""
+    """Names of a transformer's blocks, else of layers with a map, and the one to begin with, where one can be found."""
     from PIL import Image
 
     image = classifier.preprocess(Image.new("RGB", (256, 256)))[None]
     model: nn.Module = classifier.model
     sides = output_sides(model, image)
+    blocks = [name for name, block in _blocks(model).items() if sides.get(block) == 0]
+    if blocks:
+        return blocks, blocks[len(blocks) // 4]
     maps = [name for name, own in model.named_modules() if name.count(".") <= _MOST_DOTS and sides.get(own, 0) > 1]
     try:
         suggested = suggest_layer(model, image)
-        return maps, next(name for name, own in model.named_modules() if own is suggested)
     except InvalidArgumentError:
-        blocks = _blocks(model)
-        return blocks or maps, blocks[len(blocks) // 4] if blocks else None
+        return maps, None
+    return maps, next(name for name, own in model.named_modules() if own is suggested)
 
 
-def _blocks(model: nn.Module) -> list[str]:
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
     try:
-        return list(find_blocks(model))
+        return find_blocks(model)
     except InvalidArgumentError:
-        return []
+        return {}
 
 
 def digits_model() -> PhotoModel:
@@ -221,7 +223,7 @@ def explain_photo(
         {f"{float(bits.sum()):.0f} bits at {layer}": Heatmap(pixels, "bits per pixel")},
         [f"{label}, p = {float(own[index]):.2f}"],
     )
-    notes = [*on_calibration(method.statistics, "photos"), *on_loss(float(own[index]), through)]
+    notes = [*on_calibration(method.statistics, "images"), *on_loss(float(own[index]), through)]
     if beside is not None:
         notes.append(f"{float(beside[0]):.0f} of the bits are in tokens that are no patches and not on the map.")
     return PhotoExplanation(label, index, layer, total, float(own[index]), through, pixels, figure, notes)
