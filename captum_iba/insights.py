@@ -36,6 +36,7 @@ _NAMES = {"iba": "IBA", "readout": "Readout IBA"}
 # Above what Captum's plots call "approximately 0", and the faintest mark that they can scale by.
 _FAINT = 1e-4
 _log = logging.getLogger(__name__)
+_warner = Warner()
 
 
 def register(
@@ -296,6 +297,3 @@ def _drawable(bits: Tensor) -> Tensor:
             _warner.once("empty", "An example has no bits at all; its map is empty but for a mark in the first pixel.")
             bits[row, :, 0, 0] = _FAINT
     return bits
-
-
-_warner = Warner()

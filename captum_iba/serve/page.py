@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import html
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
 
@@ -20,6 +22,7 @@ from captum_iba.errors import CaptumIBAError, InvalidArgumentError, MissingDepen
 from captum_iba.serve.photo import PhotoExplanation, PhotoModel, explain_photo
 from captum_iba.serve.text import TextExplanation, TextModel, explain_text, tokens_to_html
 
+_FOLDER = "GRADIO_TEMP_DIR"
 _FIRST_PORT, _LAST_PORT = 7860, 7959
 _CSS = """
 .iba-figures { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: .2rem 0 .6rem; }
@@ -86,28 +89,44 @@ def serve(
         InvalidArgumentError: no model, or an address that cannot be had.
     """
     gradio = _gradio()
-    page = build_page(photos, texts)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    page.launch(
-        server_name=host,
-        server_port=_free_port(host, port),
-        share=False,
-        inbrowser=False,
-        quiet=True,
-        show_error=True,
-        ssr_mode=False,
-        prevent_thread_lock=True,
-        footer_links=[],
-        theme=gradio.themes.Soft(primary_hue="blue", **fonts),
-        css=_CSS,
-    )
-    try:
-        when_ready(page.local_url)
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        page.close(verbose=False)
+    with _own_folder():
+        page = build_page(photos, texts)
+        page.launch(
+            server_name=host,
+            server_port=_free_port(host, port),
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            show_error=True,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+            footer_links=[],
+            theme=gradio.themes.Soft(primary_hue="blue", **fonts),
+            css=_CSS,
+        )
+        try:
+            when_ready(page.local_url)
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """A folder for what is dropped on the page, which gradio would keep; it goes when the page does."""
+    before = os.environ.get(_FOLDER)
+    with tempfile.TemporaryDirectory(prefix="captum-iba-", ignore_cleanup_errors=True) as folder:
+        os.environ[_FOLDER] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_FOLDER]
+            else:
+                os.environ[_FOLDER] = before
 
 
 def _gradio() -> Any:
@@ -121,6 +140,8 @@ def _gradio() -> Any:
 
 
 def _free_port(host: str, port: int | None) -> int:
+    with listening(host, 0):  # the host is there
+        pass
     choices = range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]
     for choice in choices:
         try:
@@ -141,6 +162,7 @@ def _photo_tab(gradio: Any, models: Mapping[str, PhotoModel]) -> None:
             if "embedded digits" in models:
                 canvas = gradio.Button("A canvas of the embedded digits", size="sm")
                 canvas.click(_next_canvas(), outputs=photo, show_progress="hidden", queue=False)
+            photo.preprocess = _read_or_reason(photo.preprocess)
             controls = _controls(gradio, models)
             button = gradio.Button("Explain", variant="primary")
         with gradio.Column(scale=3):
@@ -148,6 +170,8 @@ def _photo_tab(gradio: Any, models: Mapping[str, PhotoModel]) -> None:
 
     def run(photo: Any, name: str, layer: str, target: str, beta: float, progress: Any = gradio.Progress()) -> Any:  # noqa: B008
         def explain() -> tuple[str, Any]:
+            if isinstance(photo, CaptumIBAError):
+                raise photo
             over = _counted(progress)
             found = explain_photo(models[name], photo, layer or "", target or "", beta, over)
             found.figure.set_size_inches(9, 4)
@@ -196,7 +220,7 @@ def _controls(gradio: Any, models: Mapping[str, PhotoModel] | Mapping[str, TextM
     )
     with gradio.Row():
         target = gradio.Textbox(label="Class", placeholder="the predicted one", max_lines=1, min_width=120)
-        beta = gradio.Number(value=10, minimum=0, label="beta", min_width=120)
+        beta = gradio.Number(value=10, label="beta", min_width=120)
     name.change(lambda chosen: gradio.Dropdown(choices=models[chosen].layers, value=models[chosen].layer), name, layer)
     return [name, layer, target, beta]
 
@@ -211,6 +235,18 @@ def _counted(progress: Any) -> Callable[[Iterable[Any]], Iterator[Any]]:
             yield batch
 
     return over
+
+
+def _read_or_reason(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Reads what was dropped; what is no picture becomes the error that it is, to be shown like any other."""
+
+    def run(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: a broken PNG
+            return InvalidArgumentError(f"This is no picture that can be read ({type(error).__name__}): drop another.")
+
+    return run
 
 
 def _or_line(explain: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:

@@ -50,9 +50,9 @@ def running():
     """Start a command of ours that serves a page; gives its address, and at the end interrupts it as Ctrl-C does."""
 
     @contextmanager
-    def run(*arguments):
+    def run(*arguments, **variables):
         command = [sys.executable, "-m", "captum_iba", *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | variables
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             line = process.stdout.readline()

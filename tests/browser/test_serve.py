@@ -32,8 +32,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(running, folder):
     text = ("--text-model", folder / "model", "--calibrate-text", folder / "train.tsv")
-    with running("serve", "--demo", *text) as found:
+    kept = folder / "kept"
+    kept.mkdir()
+    with running("serve", "--demo", *text, TMPDIR=str(kept)) as found:
         yield found
+    assert not list(kept.rglob("*.png"))  # what was dropped goes with the page
 
 
 @pytest.fixture
@@ -76,6 +79,7 @@ def test_a_photo_is_explained(page, folder, pixels, screenshot):
     page.locator("input[type=file]").first.set_input_files(folder / "digit.png")
     page.get_by_role("button", name="Remove Image").or_(page.get_by_label("Remove Image")).first.wait_for(timeout=MOST)
     figures = explain(page)
+    assert list((folder / "kept").rglob("digit.png"))
     with Image.open(folder / "digit.png") as photo:
         wanted = explain_photo(digits_model(), photo)
     bits = f"{wanted.total_bits:.0f}" if wanted.total_bits >= 100 else f"{wanted.total_bits:.1f}"
@@ -98,9 +102,21 @@ def test_a_photo_is_explained(page, folder, pixels, screenshot):
     assert "3, 0." in explain(page)
 
 
-def test_without_a_photo_a_line_says_so(page):
-    """No traceback."""
+def test_mistakes_are_lines(page):
+    """No traceback, and no box that goes away."""
     assert explain(page) == "There is no photo yet: drop one first."
+    page.get_by_role("button", name="A canvas of the embedded digits").click()
+    page.get_by_role("button", name="Remove Image").or_(page.get_by_label("Remove Image")).first.wait_for(timeout=MOST)
+    page.get_by_label("beta").locator("visible=true").fill("-1")
+    assert "beta=-1; wanted a finite number of at least 0" in explain(page)
+
+
+def test_a_broken_file_is_a_line(page, folder):
+    """What is no picture, though it is called one, is said to be none."""
+    (folder / "broken.png").write_bytes(b"\x89PNG and no more")
+    page.locator("input[type=file]").first.set_input_files(folder / "broken.png")
+    page.get_by_role("button", name="Remove Image").or_(page.get_by_label("Remove Image")).first.wait_for(timeout=MOST)
+    assert "This is no picture that can be read" in explain(page)
 
 
 def test_a_sentence_is_explained(page, folder, pixels):
