@@ -29,7 +29,7 @@ from captum_iba.errors import (
     MissingFileError,
     ReadoutFileError,
 )
-from captum_iba.insights import register
+from captum_iba.insights import _Source, register
 from tests.comparison.text_cases import LAYER as TEXT_LAYER
 from tests.comparison.text_cases import TEXTS, bert, tokenizer
 
@@ -241,32 +241,30 @@ def test_text_is_coloured_by_bits_per_token(drawn):
         assert shown[row]["feature_outputs"][0]["base"][1] == TEXTS[row].split()[0]
 
 
-@needs_insights
 def test_each_model_is_calibrated_once_and_let_go(canvases, monkeypatch):
-    """Requests of several threads at once estimate once a model; what was made does not keep the model alive."""
+    """Requests of several threads at once estimate once a model; what was made does not keep the model alive. (This
+    needs no dashboard.)"""
     calls, real = [], LayerIBA.estimate
     monkeypatch.setattr(LayerIBA, "estimate", lambda self, data: calls.append(1) or real(self, data))
-    register(layer=LAYER, statistics=canvases[0].float())
-    register(method="readout", readout=PATH)
-    from captum.insights.attr_vis import config
-
+    source, trained = _Source(LAYER, canvases[0].float(), "iba", None), _Source(None, None, "readout", PATH)
     first, second = load_model(), load_model()
-    one = canvases[1].images[:1].float()
+    one, found = canvases[1].images[:1].float(), []
 
-    def explain(model, name="IBA", **arguments):
-        return config.ATTRIBUTION_NAMES_TO_METHODS[name](model).attribute((one,), target=torch.tensor(1), **arguments)
+    def explain(model):
+        return source.method_for(model).attribute(one, target=1, n_steps=2)
 
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(explain(first, n_steps=2))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(explain(first))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1 and all(torch.equal(maps[0], found[0][0]) for maps in found)
-    explain(second, n_steps=2), explain(second, "Readout IBA"), explain(second, n_steps=2)
-    assert len(calls) == 2
+    assert len(calls) == 1 and len(found) == 4 and all(torch.equal(maps, found[0]) for maps in found)
+    assert torch.equal(explain(second), found[0]) and torch.equal(explain(second), found[0])
+    readout = trained.method_for(second)
+    assert len(calls) == 2 and torch.equal(readout.attribute(one), trained.method_for(second).attribute(one))
+    assert readout.layer is second.get_submodule(LAYER)
     gone = weakref.ref(second)
-    del second
+    del second, readout
     gc.collect()
     assert gone() is None
 
@@ -330,25 +328,24 @@ def test_mistakes_are_found_at_once(tmp_path):
         assert isinstance(found.value, kind) and said in str(found.value)
 
 
-@needs_insights
-def test_statistics_may_come_as_a_file(canvases, tmp_path, drawn):
-    """A path, its content, and the data give the same map; a module and a function name the same layer."""
+def test_statistics_may_come_as_a_file(canvases, tmp_path):
+    """A path, its content, and the data give the same map; a module and a function name the same layer. (This needs no
+    dashboard.)"""
     train, test = canvases
     model = double_model()
     own = LayerIBA(model, model.get_submodule(LAYER)).estimate(train)
-    own.save_statistics(tmp_path / "statistics.safetensors")
+    path = tmp_path / "statistics.safetensors"
+    own.save_statistics(path)
     choices = [
-        {"layer": LAYER, "statistics": tmp_path / "statistics.safetensors"},
-        {
-            "layer": model.get_submodule(LAYER),
-            "statistics": FeatureStatistics.load(tmp_path / "statistics.safetensors"),
-        },
-        {"layer": lambda found: list(found.children())[1], "statistics": [train]},
+        (LAYER, path),
+        (model.get_submodule(LAYER), FeatureStatistics.load(path)),
+        (lambda found: list(found.children())[1], [train]),
     ]
-    for options in choices:
-        register(**options)
-        fetch(images_of(model, test.images[:1], test.labels[:1]), "IBA", n_steps=1, beta="10")
-    assert torch.equal(drawn[0], drawn[4]) and torch.equal(drawn[0], drawn[8])
+    found = [
+        _Source(*given, "iba", None).method_for(model).attribute(test.images, target=0, n_steps=1) for given in choices
+    ]
+    expected = IBA(model, own.layer, method=own).attribute(test.images, target=0, n_steps=1)
+    assert all(torch.equal(maps, expected) for maps in found)
 
 
 def test_the_command_says_what_it_needs(capsys):
