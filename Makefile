@@ -4,7 +4,7 @@ VENV := .venv
 COMPAT := .venv-compat
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-compat test-browser clean
+.PHONY: demo test lint test-compat test-browser screenshots clean
 
 $(VENV)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -13,11 +13,11 @@ $(VENV)/.installed: pyproject.toml setup.cfg
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group oracle --group lint
 	touch $@
 
-# The oldest supported Captum, which needs numpy 1, and the last transformers of the 4 series.
+# The oldest supported Captum, which needs numpy 1 and has Insights, and the last transformers of the 4 series.
 $(COMPAT)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install --quiet --upgrade pip
-	$(COMPAT)/bin/python -m pip install --quiet --editable ".[all]" --group test --group oracle "captum==0.8.*" "transformers<5"
+	$(COMPAT)/bin/python -m pip install --quiet --editable ".[all,insights]" --group test --group oracle "transformers<5"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -42,12 +42,17 @@ $(CHROMIUM):
 	$(AS_ROOT) apt-get update --quiet
 	$(AS_ROOT) apt-get install --yes --quiet --no-install-recommends chromium
 
-$(VENV)/.browser: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --group browser
+%/.browser: %/.installed
+	$*/bin/python -m pip install --quiet --group browser
 	touch $@
 
-test-browser: $(VENV)/.browser | $(CHROMIUM)
+test-browser: $(VENV)/.browser $(COMPAT)/.browser | $(CHROMIUM)
 	$(BIN)/python -m pytest tests/browser
+	$(COMPAT)/bin/python -m pytest tests/browser/test_insights.py
+
+# what the documentation shows of both pages
+screenshots: $(COMPAT)/.browser | $(CHROMIUM)
+	$(COMPAT)/bin/python -m pytest tests/browser/test_insights.py tests/browser/test_serve.py --screenshots docs
 
 clean:
 	rm -rf $(VENV) $(COMPAT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

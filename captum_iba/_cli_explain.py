@@ -11,16 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches
+from captum_iba._cli_photos import SOME_SKIPPED, FolderBatches, bits_on_image, find_layer
 from captum_iba._numbers import assert_beta, assert_integer, assert_learning_rate
 from captum_iba.attr import (
     IBADiagnostics,
     LayerIBA,
     LayerReadoutIBA,
     TrainingHistory,
-    resize_bits,
-    suggest_layer,
-    tokens_to_map,
 )
 from captum_iba.attr._readout_checkpoint import training_of
 from captum_iba.attr._readout_file import layer_of
@@ -99,7 +96,7 @@ def run_explain(options: argparse.Namespace) -> int:
             f"{options.model} has not."
         )
     target = None if options.target is None else classifier.class_index(options.target)
-    name, layer = _find_layer(classifier.model, options.layer or trained_for)
+    name, layer = find_layer(classifier.model, options.layer or trained_for)
     print(f"{classifier.name}, layer {name}")
     options.output.mkdir(parents=True, exist_ok=True)
     explain = {"iba": _per_sample, "readout": _readout}[options.method](classifier, layer, options)
@@ -184,19 +181,6 @@ def _readout(classifier: Classifier, layer: nn.Module, options: argparse.Namespa
     return lambda x, y: readout.attribute(x, target=y, return_diagnostics=True)
 
 
-def _find_layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
-    modules = dict(model.named_modules())
-    if name is None:
-        layer = suggest_layer(model)
-        return next(key for key, module in modules.items() if module is layer), layer
-    if name not in modules or not name:
-        children = ", ".join(key for key in modules if "." not in key and key)
-        raise InvalidArgumentError(
-            f"layer={name!r} is not in the model; its children are {children}, and dotted names reach further in."
-        )
-    return name, modules[name]
-
-
 def _print_training(history: TrainingHistory, n_batches: int, path: Path) -> None:
     latest = history.training[-n_batches:]
     n = sum(each.n for each in latest)
@@ -220,18 +204,7 @@ class _Writer:
 
     def write(self, files: list[Path], images: Tensor, bits: Tensor, classes: Tensor, probability: Tensor) -> None:
         """Write and print a batch; ``probability`` holds the model's own and the one through the bottleneck."""
-        size = (images.shape[2], images.shape[3])
-        beside = bits.new_zeros(len(bits), 0)
-        if bits.ndim == 3:
-            bits, beside = tokens_to_map(bits, image_size=size)
-        if bits.ndim != 4:
-            raise InvalidArgumentError(
-                f"The layer gives attributions of shape {list(bits.shape)}, which are no map. Choose a --layer with a "
-                "spatial grid or patches."
-            )
-        if bits.shape[1] != 1:  # channels last
-            bits = bits.movedim(-1, 1)
-        pixels = resize_bits(bits, size)
+        bits, pixels, beside = bits_on_image(bits, (images.shape[2], images.shape[3]))
         for i, file in enumerate(files):
             index = int(classes[i])
             label, total = self._classifier.categories[index], float(bits[i].sum())
@@ -244,7 +217,7 @@ class _Writer:
             )
             figure.savefig(path, dpi=130)
             probabilities = f"p = {own:.3f} ({through:.3f} through the bottleneck)"
-            tokens = f" (and {float(beside[i].sum()):.0f} in tokens that are no patches)" if beside.shape[1] else ""
+            tokens = f" (and {float(beside[i]):.0f} in tokens that are no patches)" if beside is not None else ""
             print(f"{file}: {label} ({index}), {probabilities}, {total:.0f} bits{tokens} -> {path}")
 
     def _path(self, file: Path) -> Path:

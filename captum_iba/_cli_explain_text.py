@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from captum_iba._cli_texts import KEPT, TextBatches, encoded, target_classes, texts_in
 from captum_iba.attr import LayerInformation, information_by_layer
-from captum_iba.attr._llm_tokens import n_positions
-from captum_iba.attr._signature import parameters_of
 from captum_iba.attr.blocks import named_layers
-from captum_iba.errors import InvalidArgumentError, MissingFileError
-from captum_iba.text_models import TextClassifier, load_text_classifier
+from captum_iba.text_models import load_text_classifier
 from captum_iba.visualization import layers_to_html, plot_layers
 
-_BATCH_SIZE = 32
-_MOST_TEXTS = 1000
 _N_TOP = 3
-# tokenizers without a limit of their own state a huge number
-_NO_LIMIT = 1_000_000
-# below this share of the class's probability the bits are not those of the decision
-_KEPT = 0.8
 
 
 def add_parser(commands: Any) -> None:
@@ -61,12 +52,12 @@ def add_parser(commands: Any) -> None:
 
 def run_explain_text(options: argparse.Namespace) -> int:
     """Print each sentence's figures, write page, table and pictures; returns the exit status."""
-    texts = None if options.calibrate is None else _texts_in(options.calibrate)
+    texts = None if options.calibrate is None else texts_in(options.calibrate)
     classifier = load_text_classifier(options.model)
     layers = options.layers if options.layers == "all" else [name.strip() for name in options.layers.split(",")]
     named_layers(classifier.model, layers)  # before any work is done
-    batch = _encoded(classifier, options.sentences)
-    classes, probability = _classes(classifier, batch, options.target)
+    batch = encoded(classifier, options.sentences, _say)
+    classes, probability = target_classes(classifier, batch, options.target)
     options.output.mkdir(parents=True, exist_ok=True)
     if texts is None:
         print(
@@ -79,7 +70,7 @@ def run_explain_text(options: argparse.Namespace) -> int:
         layers,
         batch,
         target=classes,
-        calibration=None if texts is None else _Batches(classifier, texts),
+        calibration=None if texts is None else TextBatches(classifier, texts),
         tokenizer=classifier.tokenizer,
         beta=options.beta,
         mask_granularity=options.mask_granularity,
@@ -97,94 +88,8 @@ def run_explain_text(options: argparse.Namespace) -> int:
     return 0
 
 
-def _texts_in(path: Path) -> list[str]:
-    """Lines of a file up to the first tab, at most a thousand, spread evenly."""
-    if not path.is_file():
-        raise MissingFileError(f"There is no file {str(path)!r}; wanted texts, one a line.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"{str(path)!r} is no UTF-8 text ({error}); wanted texts, one a line.") from error
-    texts = [text for line in lines if (text := line.split("\t")[0].strip())]
-    if len(texts) < 2:
-        raise InvalidArgumentError(f"{str(path)!r} holds {len(texts)} texts; wanted at least two, better a thousand.")
-    return texts[:: -(-len(texts) // _MOST_TEXTS)]
-
-
-def _limit(classifier: TextClassifier) -> int:
-    """Most tokens of a text: the tokenizer's limit, or the model's, where the tokenizer has none."""
-    own, of_model = classifier.tokenizer.model_max_length, n_positions(classifier.model)
-    return int(own if of_model is None else min(own, of_model))
-
-
-def _arguments(classifier: TextClassifier, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Texts as a padded batch of what the model takes.
-
-    Raises:
-        InvalidArgumentError: several texts, and a tokenizer that cannot pad.
-    """
-    tokenizer = classifier.tokenizer
-    if len(texts) > 1 and tokenizer.pad_token is None:
-        raise InvalidArgumentError(
-            f"The tokenizer of {classifier.name} has no padding token, so its texts go one at a time. Set "
-            "tokenizer.pad_token and the model's config.pad_token_id, and save both."
-        )
-    limit = _limit(classifier)
-    options = {"truncation": True, "max_length": limit} if limit < _NO_LIMIT else {}
-    found = tokenizer(list(texts), padding=len(texts) > 1, return_tensors="pt", **options)
-    known = {parameter.name for parameter in parameters_of(classifier.model)}
-    return {name: value for name, value in found.items() if name in known}
-
-
-class _Batches:
-    """Texts as padded batches of the model's arguments."""
-
-    def __init__(self, classifier: TextClassifier, texts: Sequence[str]) -> None:
-        self._classifier = classifier
-        self._size = 1 if classifier.tokenizer.pad_token is None else _BATCH_SIZE
-        self._texts = sorted(texts, key=len)  # with little padding
-
-    def __len__(self) -> int:
-        return -(-len(self._texts) // self._size)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(self._texts), self._size):
-            yield _arguments(self._classifier, self._texts[start : start + self._size])
-
-
-def _encoded(classifier: TextClassifier, sentences: Sequence[str]) -> dict[str, Tensor]:
-    """The sentences as one padded batch; too long ones are cut, and a line says so."""
-    tokenizer, limit = classifier.tokenizer, _limit(classifier)
-    for number, sentence in enumerate(sentences, start=1):
-        n_tokens = len(tokenizer(sentence, verbose=False)["input_ids"])
-        if not tokenizer.tokenize(sentence):
-            raise InvalidArgumentError(f"Sentence {number}, {sentence!r}, has no tokens; wanted a text.")
-        if n_tokens > limit:
-            print(f"captum-iba: sentence {number} has {n_tokens} tokens and is cut to {limit}", file=sys.stderr)
-    return _arguments(classifier, sentences)
-
-
-def _classes(classifier: TextClassifier, batch: dict[str, Tensor], target: str | None) -> tuple[Tensor, Tensor]:
-    """The classes to explain, and the model's probabilities of them."""
-    with torch.no_grad():
-        probability = classifier.model(**batch).logits.softmax(dim=1)
-    if target is None:
-        classes = probability.argmax(dim=1)
-    else:
-        classes = torch.full((len(probability),), _class_index(classifier, target))
-    return classes, probability.gather(1, classes[:, None])[:, 0]
-
-
-def _class_index(classifier: TextClassifier, target: str) -> int:
-    names = [name.lower() for name in classifier.categories]
-    if target.isdigit() and int(target) < len(names):
-        return int(target)
-    if target.lower() in names:
-        return names.index(target.lower())
-    raise InvalidArgumentError(
-        f"target={target!r} is no class of {classifier.name}; wanted an index from 0 to {len(names) - 1} or one of "
-        f"{', '.join(classifier.categories[:10])}."
-    )
+def _say(message: str) -> None:
+    print(f"captum-iba: {message}", file=sys.stderr)
 
 
 def _lines(found: LayerInformation, index: int) -> Iterator[str]:
@@ -205,10 +110,10 @@ def _warn_of_lost_decisions(found: LayerInformation, probability: Tensor) -> Non
     if found.target_probability is None:
         return
     kept = found.target_probability.double().mean(dim=1) / float(probability.double().mean())
-    lost = [name for name, share in zip(found.layers, kept.tolist(), strict=True) if share < _KEPT]
+    lost = [name for name, share in zip(found.layers, kept.tolist(), strict=True) if share < KEPT]
     if lost:
         print(
-            f"captum-iba: at {', '.join(lost)} the class keeps less than {_KEPT:.0%} of its probability through the "
+            f"captum-iba: at {', '.join(lost)} the class keeps less than {KEPT:.0%} of its probability through the "
             "bottleneck; a smaller --beta keeps more of it",
             file=sys.stderr,
         )

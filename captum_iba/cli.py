@@ -1,4 +1,4 @@
-"""The command line: ``captum-iba demo``, ``explain``, ``explain-text`` and ``compare``."""
+"""The command line: ``captum-iba demo``, ``explain``, ``explain-text``, ``compare``, ``insights``, ``serve``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from captum_iba._cli_compare import add_parser as add_compare
 from captum_iba._cli_explain import add_parser as add_explain
 from captum_iba._cli_explain import hint
 from captum_iba._cli_explain_text import add_parser as add_explain_text
+from captum_iba._cli_insights import add_parser as add_insights
+from captum_iba._cli_serve import add_parser as add_serve
 from captum_iba.errors import CaptumIBAError
 
 USER_ERROR = 2
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     add_explain(commands)
     add_explain_text(commands)
     add_compare(commands)
+    add_insights(commands)
+    add_serve(commands)
     return parser
 
 

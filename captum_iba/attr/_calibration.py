@@ -27,7 +27,7 @@ InputFn = Callable[[Any], tuple[Any, Any]]
 PositionMask = Callable[[Any], Tensor]
 Per = Literal["auto", "feature", "channel"]
 LABEL_KEYS = ("labels", "label")
-_FEW_EXAMPLES = 1000
+FEW_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -325,10 +325,10 @@ def stream(
 
 def warn_of_few(statistics: FeatureStatistics, site: Site, warner: Warner) -> None:
     """Warn once where there are too few examples for a mean of each feature."""
-    if statistics.n_samples < _FEW_EXAMPLES and statistics.kind == "feature":
+    if statistics.n_samples < FEW_EXAMPLES and statistics.kind == "feature":
         warner.once(
             ("few", site.layer, site.at_input),
-            f"The feature statistics come from {statistics.n_samples} examples; with fewer than {_FEW_EXAMPLES} "
+            f"The feature statistics come from {statistics.n_samples} examples; with fewer than {FEW_EXAMPLES} "
             "they are rough. The bits stay an upper bound, a looser one. Pass more data, or per='channel'.",
         )
 

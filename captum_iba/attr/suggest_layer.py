@@ -40,7 +40,7 @@ def suggest_layer(model: nn.Module, inputs: Tensor | None = None) -> nn.Module:
     """
     if inputs is None:
         inputs = torch.zeros(1, 3, 224, 224, device=device_of([model]))
-    sides = _output_sides(model, inputs)
+    sides = output_sides(model, inputs)
     finest = min(inputs.shape[-2:]) / _COARSEST
     fine = {module for module, side in sides.items() if side >= finest}
     layer = _last_fine_block(model, fine, sides)
@@ -52,7 +52,7 @@ def suggest_layer(model: nn.Module, inputs: Tensor | None = None) -> nn.Module:
     return layer
 
 
-def _output_sides(model: nn.Module, inputs: Tensor) -> dict[nn.Module, int]:
+def output_sides(model: nn.Module, inputs: Tensor) -> dict[nn.Module, int]:
     """Smaller side of each module's (N, C, H, W) output, in order of completion; 0 for other outputs."""
     sides: dict[nn.Module, int] = {}
 
