@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Comparing methods: which one should you trust on your model?
 #
-# At the end you will have `LayerIBA` beside Captum's methods on the same images, a table of many methods in every metric
-# with its uncertainty, a way of reading it that does not fool you, and a list of questions for which
-# `LayerIBA` is the wrong tool, each shown on a case where the right answer is known.
+# At the end you will have `LayerIBA` beside Captum's methods on the same images, a table of many methods and metrics
+# with its uncertainty, a way of reading it that does not fool you, and a list of questions for which `LayerIBA` is the
+# wrong tool, each shown on a case where the right answer is known.
 
 # %%
 import warnings
@@ -47,7 +47,7 @@ def show(figure: Figure, dpi: int = 72) -> None:
     """Show a figure with few colours, which keeps the notebook small."""
     file = io.BytesIO()
     figure.savefig(file, dpi=dpi, bbox_inches="tight")
-    picture = PIL.Image.open(file).convert("RGB").quantize(96)
+    picture = PIL.Image.open(file).convert("RGB").quantize(256)
     picture.save(file := io.BytesIO(), "png", optimize=True)
     display(Image(file.getvalue()))
 

@@ -141,7 +141,7 @@ display(plot_attributions(setting.to_display(images), maps, titles, setting.boxe
 #
 # * **Zero means not needed.** No bits at a position: its features can be noise, and the decision stands. (A position of
 #   a deep layer sees a large patch of the input, so this is said of features, not of the pixels right below.)
-# * **There is no sign.** Bits say how much of a position's signal is needed, not whether it speaks for or against.
+# * **There is no sign.** What speaks against the class is not needed to keep it, and hardly shows.
 # * **Totals compare** between images and classes at one layer with one set of statistics, and not between layers: more
 #   elements pass more bits.
 # * **A map explains what the bottleneck keeps of the decision**, so look at the target's probability through it.
