@@ -4,7 +4,7 @@ VENV := .venv
 COMPAT := .venv-compat
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-compat test-browser screenshots clean
+.PHONY: demo test docs lint test-compat test-browser screenshots clean
 
 $(VENV)/.installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,14 @@ lint: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=300 tutorials -p no:cacheprovider
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest -n 2

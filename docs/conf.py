@@ -34,4 +34,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
-napoleon_custom_sections = [("Class attributes", "params_style"), ("Reference", "notes_style"), ("Shape", "notes_style")]
+napoleon_custom_sections = [
+    ("Class attributes", "params_style"),
+    ("Reference", "notes_style"),
+    ("Shape", "notes_style"),
+]
