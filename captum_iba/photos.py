@@ -26,7 +26,8 @@ class Classifier:
         model (nn.Module): in evaluation mode.
         preprocess (Callable): photo -> normalised tensor (3, H, W).
         categories (Sequence[str]): names of the classes.
-        mean, std (Tensor): (3, 1, 1), of the normalisation.
+        mean (Tensor): (3, 1, 1), of the normalisation.
+        std (Tensor): (3, 1, 1), likewise.
     """
 
     name: str

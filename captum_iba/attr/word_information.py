@@ -172,7 +172,7 @@ class WordInformation(InternalAttribution[Any]):
         reference_std: ReferenceStd = None,
         lam: float = 0.1,
         n_steps: int = 200,
-        n_samples: int = 8,
+        n_samples: int = 16,
         init_scale: float = 0.05,
         max_scale: float = 10.0,
         reduction: Reduction = "mean",
@@ -193,7 +193,7 @@ class WordInformation(InternalAttribution[Any]):
                 several layers one for each. Default: None: that of :meth:`estimate_reference_std`.
             lam (float, optional): weight of the noise's entropy; more lam, fewer bits. Default: 0.1 (the paper's code).
             n_steps (int, optional): steps of Adam. Default: 200, within 1 % of a linear model's exact answer.
-            n_samples (int, optional): noisy copies at each step. Default: 8.
+            n_samples (int, optional): noisy copies at each step. Default: 16.
             init_scale (float, optional): deviation to start from, in deviations of the embeddings: those of
                 :meth:`estimate_reference_std`, without it each sentence's own. Default: 0.05.
             max_scale (float, optional): largest deviation, at which a word has 0 bits, likewise. Default: 10.0 (the
