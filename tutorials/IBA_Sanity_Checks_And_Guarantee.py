@@ -156,8 +156,8 @@ assert all(best.mean > result.mean for name, result in enough.items() if name !=
 say(
     f"With {float(best.area[:, place].mean()):.0%} of the positions kept, by bits, the target has a probability of "
     f"{float(best.curve[place]):.3f}, against {float(best.intact.mean()):.3f} with all of them, "
-    f"{float(enough['random'].curve[place]):.3f} with as many random ones and {float(best.noise.mean()):.3f} with "
-    "noise alone. Mean over the curve: "
+    f"{float(enough['random'].curve[place]):.3f} with as many random ones and {float(best.noise.mean()):.3f} "
+    "with noise alone. Mean over the curve: "
     + ", ".join(f"{name} {result.mean:.3f} ± {result.stderr:.3f}" for name, result in enough.items())
     + ". LayerIBA optimises nearly this, so its lead here is a check that the optimisation works, and no surprise."
 )
@@ -226,9 +226,7 @@ axis.legend()
 display(figure)
 gap = bound - truth
 assert float(gap.min()) > 0
-say(
-    f"The bound exceeds the truth by {float(gap.mean()):.2f} bits on average here, and by {float(gap.max()):.2f} at most."
-)
+say(f"The bound exceeds the truth by {float(gap.mean()):.2f} bits on average, by {float(gap.max()):.2f} at most.")
 
 # %% [markdown]
 # **Third: what few bits are removed can change the decision only so much.** Replace positions with D nats by noise, and
