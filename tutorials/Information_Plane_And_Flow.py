@@ -307,7 +307,7 @@ estimates = [tanh["KDE"].result().i_xt[place] for place in path]
 true_values = [value for value, _ in tanh_truth.values()]
 say(
     f"tanh, last hidden layer: the true I(X;T) is {true_values[0]:.2f} bits before training and {true_values[-1]:.2f} "
-    f"after, of {math.log2(len(measured)):.0f} that {len(measured)} patterns have. The estimate meanwhile moves between "
+    f"after, of {math.log2(len(measured)):.0f} that {len(measured)} patterns have. The estimate moves between "
     f"{min(estimates):.2f} and {max(estimates):.2f} bits. (ReLU can make inputs truly equal, where all units are 0: "
     f"there the truth is {relu_truth[0][0]:.2f} bits before and {relu_truth[last][0]:.2f} after. It rises.)"
 )
@@ -610,8 +610,7 @@ for row, (name, maps) in enumerate(rows.items()):
             axis.set_title(f"{float(values.sum()):.1f} bits", fontsize=9)
         if column == 0:
             axis.set_ylabel(name, fontsize=9)
-    if row:
-        figure.colorbar(drawn, ax=axes[row].tolist(), label="bits per position")
+    figure.colorbar(drawn, ax=axes[row].tolist(), label="bits per position" if row else "ink")
 figure.suptitle("What the bottleneck codes, and what LayerIBA finds that the decision needs", fontsize=10)
 display(figure)
 
