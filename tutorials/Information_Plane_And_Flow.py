@@ -55,6 +55,7 @@ from captum_iba.information.benchmark import run_benchmark
 from captum_iba.information.szt import szt_dataset, tishby_network, train_epochs
 
 plt.rcParams["figure.dpi"] = 72
+torch.set_num_threads(1)  # these networks are so small that threads would only wait for each other
 
 
 def say(text: str) -> None:
