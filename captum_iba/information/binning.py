@@ -85,7 +85,7 @@ class Binning(Estimator, name="binning"):
 
     def _bins(self, variable: Tensor) -> Tensor:
         if self.width is not None:
-            return (variable / self.width).floor().long()
+            return (variable / self.width).floor()  # not as integers, which huge numbers overflow
         if self.mass == "mass":
             # ranks with the smallest of tied ones, so that equal values share a bin
             ordered = variable.T.contiguous().sort(dim=1).values

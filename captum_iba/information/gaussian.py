@@ -9,12 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from captum_iba.errors import InvalidArgumentError
 from captum_iba.information.estimate import Estimate, from_terms
 from captum_iba.information.estimator import Estimator
 
 # A linear combination with less than this share of unexplained variance is determined.
 _DETERMINED = 1e-12
 _CAP = -0.5 * math.log(_DETERMINED)
+# Fewer examples for each column are warned of.
+_EXAMPLES_A_COLUMN = 5
 # Directions of a variable with less than this share of its largest variance are copies of others.
 _COPY = 1e-10
 
@@ -51,6 +54,7 @@ class Gaussian(Estimator, name="gaussian"):
         n = len(x)
         white_x, white_y = _whitened(x), _whitened(y)
         dx, dy = white_x.shape[1], white_y.shape[1]
+        _assert_enough(n, dx, dy)
         left, correlations, right = torch.linalg.svd(white_x.T @ white_y / n, full_matrices=False)
         remaining = (1 - correlations.square()).clamp_min(_DETERMINED)
         # ln p(x, y) / (p(x) p(y)) in canonical coordinates, whose mean over the data is the information itself
@@ -60,12 +64,13 @@ class Gaussian(Estimator, name="gaussian"):
         if self.correction:
             terms = terms - 0.5 * _wishart_bias(n, dx, dy)
         determined = bool((remaining <= _DETERMINED).any())
-        return from_terms(terms, repr(self), float(terms.mean()) if determined else math.inf)
+        met = _few(n, dx, dy)
+        return from_terms(terms, repr(self), float(terms.mean()) if determined else math.inf, warnings=met)
 
     def pairwise(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """See :meth:`Estimator.pairwise`; one matrix of correlations has them all."""
         n = len(x)
-        x, y = ((v - v.mean(dim=0)) / v.std(dim=0, correction=0) for v in (x, y))
+        x, y = _standardized(x), _standardized(y)
         rho = x.T @ y / n
         value = -0.5 * (1 - rho.square()).clamp_min(_DETERMINED).log()
         if self.correction:
@@ -77,12 +82,36 @@ class Gaussian(Estimator, name="gaussian"):
 
 def _whitened(variable: Tensor) -> Tensor:
     """Uncorrelated columns of variance 1 that span the same, without copies: (n, d) -> (n, rank)."""
-    centred = variable - variable.mean(dim=0)
-    centred = centred / centred.std(dim=0, correction=0)
+    centred = _standardized(variable)
     variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
     kept = variances > _COPY * variances[-1]
     white: Tensor = centred @ directions[:, kept] / variances[kept].sqrt()
     return white
+
+
+def _standardized(variable: Tensor) -> Tensor:
+    """Columns of mean 0 and deviation 1, also where squares of the numbers themselves would overflow."""
+    scaled = variable / variable.abs().amax(dim=0)
+    centred = scaled - scaled.mean(dim=0)
+    return centred / centred.std(dim=0, correction=0)
+
+
+def _assert_enough(n: int, dx: int, dy: int) -> None:
+    """Refuse so few examples that some combination of columns fits any other."""
+    if n <= dx + dy + 1:
+        raise InvalidArgumentError(
+            f"There are {n} examples of {dx} and {dy} independent columns; a covariance needs more than {dx + dy + 1}. "
+            "Take more examples, or fewer columns."
+        )
+
+
+def _few(n: int, dx: int, dy: int) -> tuple[str, ...]:
+    if n >= _EXAMPLES_A_COLUMN * (dx + dy):
+        return ()
+    return (
+        f"{n} examples are few for the correlations of {dx} and {dy} columns: the estimate scatters widely. Take at "
+        f"least {_EXAMPLES_A_COLUMN * (dx + dy)}, or fewer columns.",
+    )
 
 
 def _wishart_bias(n: int, dx: int, dy: int) -> float:

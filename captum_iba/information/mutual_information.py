@@ -94,13 +94,15 @@ def mutual_information(
     kept_x, kept_y = varying(left, x.dtype), varying(right, y.dtype)
     if not bool(kept_x.any() and kept_y.any()):
         found = _of_a_constant(chosen, "y" if bool(kept_x.any()) else "x", (), len(left), left.device)
+        if n_permutations:  # every permutation finds as little
+            found = _against(found, torch.zeros_like(found.value).expand(n_permutations))
     else:
         left, right = _select(left, kept_x), _select(right, kept_y)
         left, right = _prepared(chosen, transform, left, right, generator)
         left, right = (right, left) if _labels_come_first(chosen, left, right) else (left, right)
         found = chosen.estimate(left, right, generator)
         if n_permutations:
-            _assert_pairs_matter(chosen, left)
+            _assert_pairs_matter(chosen, left, right)
             null = permutation_estimates(chosen, left, right, n_permutations, generator)
             found = _against(found, null)
     return finished(found, unit, return_details)
@@ -149,7 +151,8 @@ def mutual_information_matrix(
     generator = generator_of(seed)
     left = as_variable("x", x)
     right, dtype = (left, x.dtype) if y is None else (as_variable("y", y), y.dtype)
-    chosen = as_estimator(estimator)
+    # pairs of single columns
+    chosen = as_estimator(estimator) if estimator != "auto" else _automatic(*map(_first, (left, right)))
     assert_pairs(left, right, chosen.at_least)
     _assert_takes(chosen, left, right)
     kept_x, kept_y = varying(left, x.dtype), varying(right, dtype)
@@ -205,6 +208,10 @@ def _automatic(x: Tensor, y: Tensor) -> Estimator:
     return KSG() if n_columns == 2 else as_estimator("neural")
 
 
+def _first(variable: Tensor) -> Tensor:
+    return variable if is_labels(variable) else variable[:, :1]
+
+
 def _assert_takes(estimator: Estimator, x: Tensor, y: Tensor) -> None:
     """Refuse labels where an estimator has no use for them."""
     allowed = {"none": 0, "one": 1, "both": 2}[estimator.takes_labels]
@@ -234,9 +241,9 @@ def _prepared(
     return x, y
 
 
-def _assert_pairs_matter(estimator: Estimator, x: Tensor) -> None:
+def _assert_pairs_matter(estimator: Estimator, x: Tensor, y: Tensor) -> None:
     """Refuse a null distribution of what does not depend on who is paired with whom."""
-    if isinstance(estimator, NoiseChannel) and not is_labels(x):
+    if isinstance(estimator, NoiseChannel) and not (is_labels(x) or is_labels(y)):
         raise InvalidArgumentError(
             f"n_permutations has no meaning with {estimator!r} and inputs that are numbers: y is taken as a function "
             "of x, whatever stands beside what. Leave it at 0, or pass labels."
@@ -250,8 +257,8 @@ def _labels_come_first(estimator: Estimator, x: Tensor, y: Tensor) -> bool:
 
 def _against(found: Estimate, null: Tensor) -> Estimate:
     """The estimate with the null distribution's quantile and its own place in it."""
-    p_value = (1 + (null >= found.value).sum()) / (1.0 + len(null))
-    return replace(found, null_quantile=null.quantile(NULL_QUANTILE).clamp_min(0.0), p_value=p_value.double())
+    p_value = (1 + (null >= found.value).sum()).double() / (1 + len(null))
+    return replace(found, null_quantile=null.quantile(NULL_QUANTILE).clamp_min(0.0), p_value=p_value)
 
 
 def _of_a_constant(chosen: Estimator, name: str, shape: tuple[int, ...], n: int, device: torch.device) -> Estimate:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError, NonFiniteError
 
-# A column that varies by less than so many roundings of its largest value is constant.
-_ROUNDINGS = 4
+# A column that varies by less than so many roundings of its largest value is constant; 16 bits have few values, so that
+# there even one rounding is a difference.
+_ROUNDINGS, _ROUNDINGS_OF_16_BITS = 4.0, 0.5
 
 
 def is_labels(variable: Tensor) -> bool:
@@ -72,7 +73,8 @@ def varying(variable: Tensor, given: torch.dtype) -> Tensor:
     if is_labels(variable):
         return (variable != variable[0]).any()[None]
     spread = variable.amax(dim=0) - variable.amin(dim=0)
-    return spread > _ROUNDINGS * torch.finfo(given).eps * variable.abs().amax(dim=0)
+    roundings = _ROUNDINGS_OF_16_BITS if torch.finfo(given).bits == 16 else _ROUNDINGS
+    return spread > roundings * torch.finfo(given).eps * variable.abs().amax(dim=0)
 
 
 def rank_gaussianize(variable: Tensor, generator: torch.Generator) -> Tensor:

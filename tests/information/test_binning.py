@@ -77,3 +77,9 @@ def test_settings_that_make_no_bins(settings, name):
     """The message names the setting."""
     with pytest.raises(InvalidArgumentError, match=name):
         Binning(**settings)
+
+
+def test_huge_numbers_have_bins_too():
+    """Multiples of a width beyond what integers hold are cells of their own."""
+    x = 1e30 * torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert len(set(Binning(width=0.07).cells(x).tolist())) == 50

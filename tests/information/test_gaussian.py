@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_iba.errors import CaptumIBAWarning
+from captum_iba.errors import CaptumIBAWarning, InvalidArgumentError
 from captum_iba.information import Gaussian, mutual_information
 from captum_iba.information.benchmark import get_tasks
 
@@ -78,3 +78,25 @@ def test_what_is_determined_is_said_to_be():
         value = mutual_information(x, x.sum(dim=1), "gaussian", transform="none")
     assert math.isfinite(value)
     assert value > 15
+
+
+@pytest.mark.parametrize(("n", "dx", "dy"), [(10, 6, 6), (8, 20, 2), (4, 1, 2)])
+def test_fewer_examples_than_a_covariance_needs(n, dx, dy):
+    """An error, in place of a value that any noise would give."""
+    z = torch.randn(n, dx + dy, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(InvalidArgumentError, match="a covariance needs more than"):
+        mutual_information(z[:, :dx], z[:, dx:], "gaussian")
+
+
+def test_few_examples_are_warned_of():
+    """Fewer than five a column."""
+    z = torch.randn(40, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.warns(CaptumIBAWarning, match="Take at least 60"):
+        mutual_information(z[:, :6], z[:, 6:], "gaussian")
+
+
+def test_numbers_whose_squares_overflow():
+    """A factor changes nothing, however large."""
+    x, y = get_tasks("dense 2v2")[0].sample(300)
+    value = mutual_information(x, y, "gaussian", transform="none")
+    assert torch.allclose(mutual_information(1e200 * x, 1e-200 * y, "gaussian", transform="none"), value)

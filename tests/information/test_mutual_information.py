@@ -12,7 +12,7 @@ from captum_iba.errors import (
     MismatchedArgumentsError,
     NonFiniteError,
 )
-from captum_iba.information import KSG, Estimate, Estimator, mutual_information, mutual_information_matrix
+from captum_iba.information import KDE, KSG, Estimate, Estimator, Neural, mutual_information, mutual_information_matrix
 from captum_iba.information.variables import rank_gaussianize
 
 
@@ -193,6 +193,56 @@ def test_options_that_mean_nothing(name, value):
     """The message names the option."""
     with pytest.raises(InvalidArgumentError, match=name):
         mutual_information(*draw(), "ksg", **{name: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_offset_in_half_precision_is_no_constant(dtype):
+    """A column that varies by a few of its dtype's steps is what it is in single precision."""
+    x, y = draw()
+    rounded = (100 + x).to(dtype)
+    assert float(rounded.float().std()) > 0
+    assert mutual_information(rounded, y) == mutual_information(rounded.double(), y)
+
+
+def test_a_constant_is_where_its_null_is():
+    """With permutations, the details of a constant say so."""
+    x, y = draw()
+    with pytest.warns(CaptumIBAWarning, match="constant"):
+        found = mutual_information(x, torch.ones_like(y), return_details=True, n_permutations=19)
+    assert float(found.null_quantile) == 0.0
+    assert float(found.p_value) == 1.0
+
+
+def test_automatic_choice_for_pairs():
+    """The matrix compares single columns: neighbours; tables of labels are counted."""
+    x, y = draw(d=2)
+    assert torch.equal(mutual_information_matrix(x, y, "auto"), mutual_information_matrix(x, y, "ksg"))
+    labels = y[:, 0] > 0
+    assert mutual_information_matrix(labels, x[:, 0] > 0, "auto") == mutual_information(labels, x[:, 0] > 0)
+
+
+@pytest.mark.parametrize("estimator", ["kde", "noise"])
+def test_a_null_where_pairs_do_not_matter(estimator):
+    """Noise channels take y as a function of x, so that there is nothing to permute; labels can be."""
+    x, y = draw(60)
+    with pytest.raises(InvalidArgumentError, match="n_permutations has no meaning"):
+        mutual_information(x, y, estimator, n_permutations=19)
+    assert mutual_information(x[:, 0] > 0, y, KDE(noise_var=1.0), return_details=True, n_permutations=19).p_value <= 1
+
+
+def test_critics_train_under_inference_mode():
+    """The value is that of a call outside."""
+    x, y = draw(d=2)
+    outside = mutual_information(x, y, Neural(n_steps=5))
+    with torch.inference_mode():
+        assert mutual_information(x.clone(), y.clone(), Neural(n_steps=5)) == outside
+
+
+def test_more_than_examples_can_show():
+    """y = x for a critic: the value is above ln n, and a warning says what it rests on."""
+    x, _ = draw(200, 2)
+    with pytest.warns(CaptumIBAWarning, match="above ln n"):
+        mutual_information(x, x, Neural(n_steps=5))
 
 
 class OneBit(Estimator):

@@ -28,6 +28,8 @@ IN_SAMPLE_GAP = 0.1
 # A fitted start that loses more than this (nats) makes the estimate worthless, as do fewer examples than these.
 WORTHLESS_SLACK, WORTHLESS_BELOW = 0.1, 100
 _ROWS_A_FOLD = 4
+# A standard error of more than this share of the value (or of this many nats).
+_UNSURE = 0.5
 # Scores of one training step, of all critics.
 _AT_ONCE = 2**22
 
@@ -64,8 +66,9 @@ class Neural(Estimator, name="neural"):
     Limitations on the Measurement of Mutual Information"): what a high value rests on is the critic's form.
 
     Labels are one-hot and have a critic of their own, the log-odds of a classifier that starts at Fisher's
-    discriminant. Results are the same for x and y exchanged, and for the same generator; they differ between devices by
-    rounding. An interruption from the keyboard ends the training, and the critics until then are scored.
+    discriminant. Results are the same for x and y exchanged (unless ties are broken at random first), and for the same
+    generator; they differ between devices by rounding. An interruption from the keyboard ends the training, and the
+    critics until then are scored.
 
     Args:
         n_folds (int, optional): folds. Default: 4.
@@ -129,7 +132,8 @@ class Neural(Estimator, name="neural"):
 
     def estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Mutual information of x (n, dx) or labels (n,) and y (n, dy) or labels (n,), in nats."""
-        return _shaped(self._of_problems(_as_rows(x)[None], _as_rows(y)[None], generator), ())
+        with torch.inference_mode(False):  # critics are trained wherever they are asked for
+            return _shaped(self._of_problems(_as_rows(x)[None], _as_rows(y)[None], generator), ())
 
     def pairwise(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Mutual information of each column of x with each of y, (dx, dy), in nats; critics train in one batch.
@@ -139,7 +143,8 @@ class Neural(Estimator, name="neural"):
         left, right = _as_problems(x), _as_problems(y)
         shape = len(left), len(right)
         left, right = left.repeat_interleave(shape[1], 0), right.repeat(shape[0], 1, 1)
-        return _shaped(self._of_problems(left, right, generator), shape)
+        with torch.inference_mode(False):
+            return _shaped(self._of_problems(left, right, generator), shape)
 
     def _of_problems(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Estimates of x (problems, n, dx) and y (problems, n, dy); a Boolean one holds one-hot labels."""
@@ -174,17 +179,21 @@ class Neural(Estimator, name="neural"):
         terms = torch.cat([part.terms for part in parts])
         held_out, in_sample = terms.mean(1), torch.cat([part.in_sample for part in parts])
         slack = torch.cat([part.slack for part in parts])
-        cap = self._cap(n)
+        cap, error = self._cap(n), terms.std(1) / n**0.5
+        met = (
+            *self._warnings(n, n_fitted, parts, (in_sample - held_out).max(), slack.max()),
+            *_unsure(held_out, error, n),
+        )
         return Estimate(
             value=held_out.clamp(0.0, cap),
-            standard_error=terms.std(1) / n**0.5,
+            standard_error=error,
             n=n,
             estimator=repr(self),
             cap=torch.full_like(held_out, cap),
             slack=slack,
             in_sample=in_sample,
             held_out=held_out,
-            warnings=tuple(self._warnings(n, n_fitted, parts, (in_sample - held_out).max(), slack.max())),
+            warnings=met,
         )
 
     def _cap(self, n: int) -> float:
@@ -283,6 +292,20 @@ class SMILE(Neural, name="smile"):
     def _warnings(self, *args: Any) -> Iterator[str]:
         yield "SMILE is no bound of the mutual information: its estimate may be too high."
         yield from super()._warnings(*args)
+
+
+def _unsure(value: Tensor, error: Tensor, n: int) -> Iterator[str]:
+    """Why the highest of the values may not be taken for what it seems."""
+    if float(value.max()) > math.log(n):
+        yield (
+            f"The estimate, {float(value.max()):.1f} nats, is above ln n = {math.log(n):.1f}: so much no {n} examples "
+            "can show. It rests on the critic's form; if one variable determines the other, the truth is infinite."
+        )
+    if bool((error > _UNSURE * value.clamp_min(_UNSURE)).any()):
+        yield (
+            f"A few examples decide the estimate: its standard error is {float(error.max()):.2g} nats. Leave "
+            'transform="auto", which tames heavy tails, or take more examples.'
+        )
 
 
 def _nwj_of_log_ratio(scores: Tensor) -> Tensor:
