@@ -39,8 +39,9 @@ $(VENV)/.docs: $(VENV)/.installed
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
+# the room that knows neither Captum nor transformers is tested once; its doctests run here too
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest -n 2
+	$(COMPAT)/bin/python -m pytest -n 2 --ignore=tests/information
 
 # Debian's Chromium: playwright's own download is not needed
 CHROMIUM := /usr/bin/chromium
