@@ -39,7 +39,9 @@ def mutual_information(
     r"""Estimate the mutual information of two variables from examples of both.
 
     Warns wherever the value may mislead: near the largest value that the estimator can return, where a trained critic
-    knows its examples by heart, where nearest neighbours fail. No estimator that holds for all distributions can
+    knows its examples by heart, where nearest neighbours fail. A variable that determines the other (infinite
+    information) is noticed where the link is one to one; else, as with y = x², look whether the value grows with the
+    number of examples. No estimator that holds for all distributions can
     guarantee more than about ln n nats from n examples (McAllester and Stratos 2020). Columns are rank-Gaussianised
     for the estimators that gain by it: mutual information does not depend on strictly monotone maps of columns, and
     ties, scales and heavy tails stop to matter. It is 0 by definition, with a warning, if a variable is constant.
