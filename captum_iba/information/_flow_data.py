@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_iba._numbers import assert_integer
 from captum_iba._random_state import OwnRandomState
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError
+from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError
 
 # a tensor of inputs, (inputs, labels), or an iterable of such batches
 DataType: TypeAlias = Tensor | tuple[Tensor, Tensor] | Iterable[Any]
@@ -108,8 +108,21 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
     Raises:
         InvalidArgumentError: it is not one row of class scores per example.
+        MismatchedArgumentsError: it fails on inputs of another dtype than its weights.
     """
-    output = model(inputs.to(device_of(model)))
+    try:
+        output = model(inputs.to(device_of(model)))
+    except CaptumIBAError:
+        raise
+    except RuntimeError as error:
+        # only now: a model may take other dtypes than its weights' and convert them
+        weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+        if inputs.dtype == weights:
+            raise
+        raise MismatchedArgumentsError(
+            f"The inputs are {inputs.dtype}, the model's weights {weights}, and the model failed ({error}); pass "
+            f"inputs.to({weights}), or convert the model."
+        ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(inputs):
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidArgumentError(f"The model returns {found} for {len(inputs)} examples; wanted logits (n, classes).")

@@ -24,6 +24,7 @@ from captum_iba.information.estimator import Estimator, columns_of
 from captum_iba.information.generators import generator_of
 from captum_iba.information.mutual_information import mutual_information, mutual_information_matrix
 from captum_iba.information.permutation import NULL_QUANTILE
+from captum_iba.information.variables import assert_pairs
 
 # the null has a stream of its own, so that it does not depend on what was estimated before
 _NULL_STREAM = 1_000_003
@@ -110,12 +111,13 @@ def edges_of(edges: Edges, found: Record, show_progress: bool) -> list[Layer]:
     """Estimate the edges between all neighbouring layers.
 
     Raises:
-        InvalidArgumentError: labels that there are not, or too few permutations.
+        InvalidArgumentError: labels that there are not, too few examples, or too few permutations.
         UnsupportedModelError: weights are wanted where there are none.
     """
     from tqdm.auto import tqdm
 
     settings = edges.settings
+    assert_pairs(found.units[0], found.units[-1], settings.estimator.at_least)
     variables = [*found.units[:-1], _last(found, settings)]
     widths = [_width(variable, found) for variable in variables]
     n_edges = sum(a * b for a, b in pairwise(widths))
@@ -205,7 +207,7 @@ def _table(edges: Edges, x: Tensor, y: Tensor, seed: int, advance: Callable[[int
     values = x.new_zeros(len(left), len(right))
     saturated = torch.zeros_like(values, dtype=torch.bool)
     met: dict[str, None] = {}
-    if bool(right.any()):
+    if bool(left.any() and right.any()):
         other = y if y.ndim == 1 else y[:, right]
         for units in torch.split(left.nonzero()[:, 0], _UNITS_AT_ONCE):
             found = edges.estimate(x[:, units], other, seed)

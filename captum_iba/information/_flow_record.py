@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +18,7 @@ from captum_iba.errors import (
     NonFiniteError,
     NoTensorError,
 )
+from captum_iba.information._flow_bypass import sole_links
 from captum_iba.information._flow_data import FlowData, logits_of, predicting
 from captum_iba.information._flow_weights import CONVOLUTIONS, WEIGHTED, Link, link_of
 
@@ -26,8 +27,10 @@ InputUnits: TypeAlias = Literal["auto", "channels", "elements"]
 INPUTS = "inputs"
 # A unit is constant if its values differ by less than this share of the most that a unit of its layer differs by.
 CONSTANT_WITHIN = 1e-6
-# or by less than so many roundings of its value
+# or by no more than so many roundings of its value
 _ROUNDINGS = 4
+# in 16 bits several roundings are levels that a layer may well take on purpose
+_COARSE_ROUNDINGS = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def record(model: nn.Module, layers: Mapping[str, nn.Module], data: FlowData, in
             labels += [] if batch_labels is None else [batch_labels]
     if shape is None:
         raise InvalidArgumentError("data holds no example; wanted some hundreds.")
-    return _as_record((INPUTS, *layers), collected, between, labels, shape, elements)
+    found = _as_record((INPUTS, *layers), collected, between, labels, shape, elements)
+    return replace(found, links=sole_links(model, layers, found.links, data))
 
 
 def _as_record(
@@ -131,21 +135,22 @@ class _Units:
         lowest, highest = maps.amin(dim=(0, 2)).double(), maps.amax(dim=(0, 2)).double()
         self._lowest = lowest if self._lowest is None else torch.minimum(self._lowest, lowest)
         self._highest = highest if self._highest is None else torch.maximum(self._highest, highest)
-        self._rounding = torch.finfo(maps.dtype).eps
+        kind = torch.finfo(maps.dtype)
+        self._rounding = kind.eps * (_ROUNDINGS if kind.bits > 16 else _COARSE_ROUNDINGS)
 
     def matrix(self) -> Tensor:
         """(n, units); units that vary by rounding alone do not vary, as their ranks would seem to mean something."""
         means = torch.cat(self._means)
         lowest, highest = self._range()
         size = torch.maximum(lowest.abs(), highest.abs())
-        still = means.amax(dim=0) - means.amin(dim=0) <= _ROUNDINGS * self._rounding * size
+        still = means.amax(dim=0) - means.amin(dim=0) <= self._rounding * size
         return torch.where(still | self.constant(), means[:1], means)
 
     def constant(self) -> Tensor:
         """(units,) bool."""
         lowest, highest = self._range()
         spread, size = highest - lowest, torch.maximum(lowest.abs(), highest.abs())
-        return spread <= torch.maximum(CONSTANT_WITHIN * spread.max(), _ROUNDINGS * self._rounding * size)
+        return spread <= torch.maximum(CONSTANT_WITHIN * spread.max(), self._rounding * size)
 
     def _range(self) -> tuple[Tensor, Tensor]:
         assert self._lowest is not None

@@ -45,7 +45,8 @@ class Link:
     """What lies between the units of two layers: one linear or convolutional module that reads the one for the other.
 
     Attributes:
-        module (nn.Module or None): the module; None where there is not exactly one, or units cannot be told apart.
+        module (nn.Module or None): the module; None where there is not exactly one, it is not the only way, or units
+            cannot be told apart.
         reason (str): why there is none.
         n_in (int): units read.
         n_out (int): units written.

@@ -113,7 +113,7 @@ def layer_outputs(
                 model(x[cut], *(_cut(arg, cut, n) for arg in more))
             for name in layers:
                 parts[name].append(rows_of(name, outputs, len(x[cut])))
-    return {name: _finite(name, torch.cat(tensors)) for name, tensors in parts.items()}
+    return {name: finite(name, torch.cat(tensors)) for name, tensors in parts.items()}
 
 
 def _cut(arg: Any, cut: slice, n: int) -> Any:
@@ -126,17 +126,16 @@ def _as_tuple(additional_forward_args: Any) -> tuple[Any, ...]:
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
 
 
-def rows_of(name: str, outputs: Mapping[str, Any], n: int) -> Tensor:
+def rows_of(name: str, outputs: Mapping[str, Tensor], n: int) -> Tensor:
     """What a layer returned, a row for each of n inputs: (n, d).
 
     Raises:
         LayerNotExecutedError: it did not run.
-        NoTensorError: it returned no single tensor.
         MismatchedArgumentsError: another number of rows.
     """
     if name not in outputs:
         raise LayerNotExecutedError(f"Layer {name!r} did not run in the forward pass. Take a layer that does.")
-    tensor = _single_tensor(name, outputs[name])
+    tensor = outputs[name]
     if tensor.ndim == 0 or len(tensor) != n:
         raise MismatchedArgumentsError(
             f"Layer {name!r} returned shape {tuple(tensor.shape)} for {n} inputs; wanted a row for each input. Take a "
@@ -161,7 +160,12 @@ def _single_tensor(name: str, output: Any) -> Tensor:
     return tensors[0]
 
 
-def _finite(name: str, rows: Tensor) -> Tensor:
+def finite(name: str, rows: Tensor) -> Tensor:
+    """The rows of a layer, if all their values are numbers.
+
+    Raises:
+        NonFiniteError: one is not.
+    """
     if not bool(rows.isfinite().all()):
         bad = int((~rows.isfinite()).any(dim=1).nonzero()[0])
         raise NonFiniteError(f"Layer {name!r} has a NaN or an infinity for input {bad}. Has the training diverged?")
@@ -171,14 +175,18 @@ def _finite(name: str, rows: Tensor) -> Tensor:
 @contextmanager
 def recorded(
     layers: Mapping[str, nn.Module], change: Callable[[str, Any], Any] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Collect what layers return while this is open; a layer that runs twice is an error.
+) -> Iterator[dict[str, Tensor]]:
+    """Collect the tensors that layers return while this is open; a layer that runs twice is an error.
 
     Args:
         layers (Mapping[str, nn.Module]): modules by name.
         change (Callable, optional): makes what goes on from ``(name, output)``. Default: None, the output itself.
+
+    Raises:
+        LayerReusedError: a layer ran twice.
+        NoTensorError: it returned no single tensor.
     """
-    outputs: dict[str, Any] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -187,8 +195,10 @@ def recorded(
                     f"Layer {name!r} ran more than once in one forward pass, so it has no single output. Give each use "
                     "a module of its own."
                 )
-            outputs[name] = output
-            return None if change is None else change(name, output)
+            changed = None if change is None else change(name, output)
+            # what follows in place would change it
+            outputs[name] = _single_tensor(name, output).detach().clone()
+            return changed
 
         return hook
 

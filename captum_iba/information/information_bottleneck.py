@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class BottleneckCurve:
 
 def information_bottleneck(
     p_xy: Tensor,
-    betas: Sequence[float] | Tensor,
+    betas: float | Sequence[float] | Tensor,
     n_values: int | None = None,
     n_restarts: int = 4,
     n_iter: int = 5000,
@@ -75,7 +76,7 @@ def information_bottleneck(
     Args:
         p_xy (Tensor): (n_x, n_y), the joint distribution; rows and columns without mass are allowed. Counts are
             normalised.
-        betas (Sequence[float] or Tensor): (B,), at least 0; 0 and 1 or less give T without information.
+        betas (float, Sequence[float] or Tensor): one or (B,), at least 0; 0 and 1 or less give T without information.
         n_values (int, optional): number of values of T. Default: None, as many as X has different p(y | x), which
             suffices for the beta of any point of the curve.
         n_restarts (int, optional): random starts at each beta beside the solution at the beta before. Default: 4.
@@ -89,7 +90,7 @@ def information_bottleneck(
         BottleneckCurve: sorted by beta. Warns when iterations did not come to rest.
 
     Raises:
-        InvalidTypeError: p_xy is no tensor.
+        InvalidTypeError: p_xy is no tensor, or betas are no numbers.
         InvalidArgumentError: no joint distribution, or an argument that cannot be used.
 
     Examples::
@@ -252,7 +253,12 @@ def _as_joint(p_xy: Any) -> Tensor:
 
 
 def _as_betas(betas: Any) -> Tensor:
-    values = betas.flatten().tolist() if isinstance(betas, Tensor) else list(betas)
+    if isinstance(betas, Tensor):
+        values = betas.flatten().tolist()
+    elif isinstance(betas, (Real, Iterable)):
+        values = [betas] if isinstance(betas, Real) else list(betas)
+    else:
+        raise InvalidTypeError(f"betas is a {type(betas).__name__}; wanted a number, or several such as [1.0, 5.0].")
     if not values:
         raise InvalidArgumentError("betas is empty; wanted at least one.")
     for value in values:

@@ -14,7 +14,7 @@ from captum_iba.information._layer_outputs import find_layers, layer_outputs, na
 from captum_iba.information.estimate import Estimate, Unit, assert_unit, no_information
 from captum_iba.information.estimator import Estimator, as_estimator
 from captum_iba.information.generators import generator_of
-from captum_iba.information.noise_channel import NoiseChannel, distinct_rows
+from captum_iba.information.noise_channel import NoiseChannel, as_rows, distinct_rows
 from captum_iba.information.plane_result import DataProcessingCheck, InformationPlaneResult, Point
 from captum_iba.information.variables import as_variable, is_labels, rank_gaussianize, varying
 
@@ -150,7 +150,7 @@ class InformationPlane:
         if self.estimator.takes_labels == "both":  # labels are counted, and an input is a label
             return self.estimator.estimate(rows, t, generator), self.estimator.estimate(t, labels, generator)
         # no input has others with the same label: the numbers themselves
-        x = x.to(output.device).flatten(1)
+        x = as_rows(x.to(output.device))
         return self._prepared(x, output, generator), self._prepared(output, labels, generator)
 
     def _prepared(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:

@@ -22,6 +22,7 @@ from captum_iba.information._flow_record import INPUTS, InputUnits, Record, reco
 from captum_iba.information.estimate import Unit, assert_unit
 from captum_iba.information.estimator import Estimator, as_estimator
 from captum_iba.information.information_flow import InformationFlow, kinds_of
+from captum_iba.information.noise_channel import NoiseChannel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +66,8 @@ class NeuralInformationFlow:
         estimator (str or Estimator, optional): ``"ksg"``, nearest neighbours; ``"gaussian"``, which is fast for wide
             layers and sees less of what is not monotone; ``"mine"``, a critic trained for each edge and each draw of
             the null, which takes minutes (fewer ``n_permutations`` and an object with fewer steps help); or another
-            one. ``"auto"`` is ``"ksg"``. Default: ``"ksg"``, as units are compared one by one, where it is accurate.
+            one, but ``"kde"`` and ``"noise"``, to which it does not matter what is paired. ``"auto"`` is ``"ksg"``.
+            Default: ``"ksg"``, as units are compared one by one, where it is accurate.
         mode (str, optional): ``"pairwise"``: the information of the two units. ``"mifs"``: less the mean information of
             the unit with the others of its layer, times ``redundancy_weight``, not below 0 (after Battiti, 1994).
             ``"poster"``: the poster's equation 2 as printed, with a warning. Default: ``"pairwise"``.
@@ -85,7 +87,8 @@ class NeuralInformationFlow:
         seed (int, optional): for breaking ties, the null, and critics. Default: 0.
 
     Raises:
-        InvalidArgumentError: an argument out of range, layers not named for a model that is no chain.
+        InvalidArgumentError: an argument out of range, an estimator that does not fit, layers not named for a model
+            that is no chain.
         InvalidTypeError: no module, or layers that are neither names nor modules.
         LayerNotExecutedError: the model has no such layer.
 
@@ -137,9 +140,11 @@ class NeuralInformationFlow:
         assert_integer("seed", seed, least=0)
         if internal_batch_size is not None:
             assert_integer("internal_batch_size", internal_batch_size)
+        chosen = as_estimator("ksg" if estimator == "auto" else estimator)
+        _assert_fits(chosen, output == "labels")
         self.model, self.layers = model, resolve_layers(model, layers)
         self._settings = EdgeSettings(
-            as_estimator("ksg" if estimator == "auto" else estimator),
+            chosen,
             mode,
             float(redundancy_weight),
             bool(mask_zero_weights),
@@ -184,6 +189,7 @@ class NeuralInformationFlow:
             InvalidArgumentError: layers out of order, a last layer that does not fit the output, no labels where they
                 are needed, too few examples or permutations.
             InvalidTypeError: data of another kind.
+            MismatchedArgumentsError: inputs of another dtype than the model can take.
             NonFiniteError: a NaN or an infinity in inputs or layers.
             UnsupportedModelError: ``weighted`` where two layers are not linked by one layer with weights.
         """
@@ -288,6 +294,19 @@ class NeuralInformationFlow:
 def _assert_among(name: str, value: Any, wanted: Sequence[str]) -> None:
     if value not in wanted:
         raise InvalidArgumentError(f"{name}={value!r}; wanted one of {', '.join(map(repr, wanted))}.")
+
+
+def _assert_fits(estimator: Estimator, labels: bool) -> None:
+    """Refuse estimators for which no edge could exceed its null, or that cannot work with the labels."""
+    if isinstance(estimator, NoiseChannel):
+        raise InvalidArgumentError(
+            f"estimator={estimator!r}; it takes one unit as a function of the other, whatever stands beside what, so "
+            'that permuted units have the same information and no edge counts. Take "ksg" or "gaussian".'
+        )
+    if labels and estimator.takes_labels == "none":
+        raise InvalidArgumentError(
+            f'output="labels", and estimator={estimator!r} takes no labels; take "ksg", or output="logits".'
+        )
 
 
 __all__ = ["INPUTS", "InformationFlow", "NeuralInformationFlow", "PruneReport"]

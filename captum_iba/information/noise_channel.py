@@ -216,9 +216,14 @@ def independent(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
+def as_rows(variable: Tensor) -> Tensor:
+    """A row for each example: (n,) or (n, ...) -> (n, d)."""
+    return variable.unsqueeze(-1).flatten(1)
+
+
 def distinct_rows(variable: Tensor) -> Tensor:
     """Labels that are equal where rows are: (n, ...) -> int64 (n,)."""
-    rows = variable.detach().flatten(1).cpu()
+    rows = as_rows(variable.detach()).cpu()
     rows = rows.double() + 0.0 if rows.is_floating_point() else rows  # -0.0 and 0.0 are one number
     numbers: dict[bytes, int] = {}
     labels = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows.contiguous().numpy()]

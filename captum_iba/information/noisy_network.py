@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from captum_iba._numbers import assert_integer, assert_number
 from captum_iba._random_state import OwnRandomState
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NoTensorError
-from captum_iba.information._layer_outputs import evaluation_mode, find_layers, named_layers, recorded, rows_of
+from captum_iba.information._layer_outputs import (
+    evaluation_mode,
+    find_layers,
+    finite,
+    named_layers,
+    recorded,
+    rows_of,
+)
 from captum_iba.information.estimate import SATURATED_WITHIN, Estimate, Unit, assert_unit
 from captum_iba.information.generators import generator_of
 from captum_iba.information.noise_channel import spread_terms
@@ -58,7 +65,8 @@ def noisy_network_information(
         dict[str, Estimate]: by layer. The standard error is that of both means.
 
     Raises:
-        CaptumIBAError: an argument that cannot be used, a layer that does not run or returns no single tensor.
+        CaptumIBAError: an argument that cannot be used, a layer that does not run or returns no single tensor, a
+            NaN or an infinity.
 
     Examples::
 
@@ -107,7 +115,7 @@ def _noisy_pass(
     own_state = OwnRandomState(0)
     with torch.no_grad(), evaluation_mode(model), own_state.entered(), recorded(places, with_noise) as outputs:
         model(x)
-    return {name: rows_of(name, outputs, len(x)) for name in places}
+    return {name: finite(name, rows_of(name, outputs, len(x))) for name in places}
 
 
 def _difference(whole: Tensor, given: list[Tensor], n_passes: int, settings: str) -> Estimate:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from captum_iba._numbers import assert_number
-from captum_iba.errors import MissingDependencyError
+from captum_iba.errors import InvalidArgumentError, MissingDependencyError
 from captum_iba.information.estimate import Estimate, Unit
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class Point(NamedTuple):
 
     @classmethod
     def of(cls, i_xt: Estimate, i_ty: Estimate) -> Point:
-        """From both estimates, in the same unit."""
+        """From both estimates, in the same unit; information is at least 0, although some estimators go below."""
         return cls(
-            (float(i_xt.value), float(i_ty.value)),
+            (max(float(i_xt.value), 0.0), max(float(i_ty.value), 0.0)),
             (float(i_xt.standard_error), float(i_ty.standard_error)),
             float(i_xt.cap),
             bool(i_xt.saturated),
@@ -98,8 +98,8 @@ class InformationPlaneResult:
     Attributes:
         step (tuple[float, ...]): as logged.
         layer (tuple[str, ...]): its name.
-        i_xt (tuple[float, ...]): I(X;T), in ``unit``.
-        i_ty (tuple[float, ...]): I(T;Y), in ``unit``.
+        i_xt (tuple[float, ...]): I(X;T), in ``unit``, at least 0.
+        i_ty (tuple[float, ...]): I(T;Y), likewise.
         i_xt_se (tuple[float, ...]): standard error of I(X;T); see ``error_bars``.
         i_ty_se (tuple[float, ...]): standard error of I(T;Y).
         cap (tuple[float, ...]): the largest value that I(X;T) can have for so many rows.
@@ -148,11 +148,23 @@ class InformationPlaneResult:
         return tuple(dict.fromkeys(self.layer))
 
     def path(self, layer: str) -> list[int]:
-        """Positions of one layer's rows, by step."""
+        """Positions of one layer's rows, by step.
+
+        Raises:
+            InvalidArgumentError: no layer has this name.
+        """
+        if layer not in self.layer:
+            raise InvalidArgumentError(
+                f"There is no layer {layer!r}; recorded were {', '.join(map(repr, self.layers))}."
+            )
         return [place for place, name in enumerate(self.layer) if name == layer]
 
     def loss_after_maximum(self, layer: str) -> float:
-        """How far I(X;T) of a layer has fallen at the last step from its largest value: its compression."""
+        """How far I(X;T) of a layer has fallen at the last step from its largest value: its compression.
+
+        Raises:
+            InvalidArgumentError: no layer has this name.
+        """
         values = [self.i_xt[place] for place in self.path(layer)]
         return max(values) - values[-1]
 

@@ -150,6 +150,12 @@ def test_global_random_state_is_left_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_one_beta_is_a_curve_of_one_point():
+    """A number is a list of it."""
+    one, listed = (information_bottleneck(random_joint(3, 3), betas) for betas in (4, [4.0]))
+    assert torch.equal(one.i_xt, listed.i_xt) and torch.equal(one.betas, listed.betas)
+
+
 @pytest.mark.parametrize(
     ("p_xy", "betas", "message"),
     [
@@ -159,6 +165,8 @@ def test_global_random_state_is_left_alone():
         (torch.zeros(2, 2), [1], "sum above 0"),
         (torch.full((2, 2), math.nan), [1], "none negative"),
         (torch.ones(2, 2), [], "betas is empty"),
+        (torch.ones(2, 2), None, "betas is a NoneType"),
+        (torch.ones(2, 2), True, "beta=True"),
         (torch.ones(2, 2), [-1], "beta=-1"),
     ],
 )

@@ -130,6 +130,60 @@ def test_binning_is_the_entropy_of_the_cells():
     assert plane.result().i_ty[0] == pytest.approx(entropy(cells) - given_y, abs=1e-12)
 
 
+def test_what_changes_a_layers_output_in_place_is_not_measured():
+    """A layer before an activation in place has the plane that it has before one that is not."""
+    x, y = data()
+    planes = [InformationPlane(["0"], KDE(0.1)) for _ in range(2)]
+    linear = net().first
+    for plane, act in zip(planes, (nn.ReLU(inplace=True), nn.ReLU()), strict=True):
+        plane.log(0, nn.Sequential(linear, act), x, y)
+    assert planes[0].result() == planes[1].result()
+    assert planes[0].result().i_xt[0] > 1
+
+
+class OfNumbers(nn.Module):
+    """Takes a number for each example."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Tanh()
+
+    def forward(self, x):
+        return self.act(x.reshape(len(x), 1))
+
+
+@pytest.mark.parametrize("estimator", ["kde", "ksg", "binning"])
+@pytest.mark.filterwarnings("ignore:.*near its largest value")
+def test_inputs_without_columns_are_one_column(estimator):
+    """Inputs (n,) are inputs (n, 1)."""
+    x, y = data()
+    planes = [InformationPlane(["act"], estimator) for _ in range(2)]
+    for plane, inputs in zip(planes, (x[:, 0], x[:, :1]), strict=True):
+        plane.log(0, OfNumbers(), inputs, y)
+    assert planes[0].result() == planes[1].result()
+
+
+def test_information_is_not_negative():
+    """Where neighbours say less than nothing, the plane holds 0, as mutual_information does."""
+    x, below = torch.randn(60, 1, generator=generator(1)), 0
+    for seed in range(8):
+        y = torch.randint(2, (60,), generator=generator(seed))
+        plane = InformationPlane(["act"], KSG())
+        plane.log(0, OfNumbers(), x, y)
+        value = plane.result().i_ty[0]
+        assert value == pytest.approx(float(mutual_information(x.tanh(), y, "ksg")), abs=1e-12)
+        below += value == 0
+    assert 0 < below < 8
+
+
+def test_a_layer_that_was_not_recorded_is_named():
+    """Of a wrong name, with those that there are."""
+    plane = InformationPlane(["act"])
+    plane.log(0, net(), *data())
+    with pytest.raises(InvalidArgumentError, match="no layer 'zz'; recorded were 'act'"):
+        plane.result().loss_after_maximum("zz")
+
+
 def test_equal_inputs_are_one_value():
     """With each input twice, the information is what it is with each once."""
     x, y = data()

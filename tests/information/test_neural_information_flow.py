@@ -120,6 +120,69 @@ def test_weights_of_zero_carry_nothing_and_weights_scale():
     assert torch.allclose(weighted.edges[1], kept.edges[1] * model[2].weight.detach().abs().double().T)
 
 
+class Branch(nn.Module):
+    """A hidden layer, and a branch of it that is added to sums of its units or not."""
+
+    def __init__(self, residual):
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.first, self.second = nn.Identity(), nn.Identity()
+        self.residual = residual
+
+    def forward(self, x):
+        hidden = self.first(self.a(x).tanh())
+        return self.o(self.second(self.b(hidden) + self.residual * (hidden + hidden.roll(1, 1))))
+
+
+def test_a_residual_connection_carries_what_weights_of_zero_do_not():
+    """A zero-initialised branch passes nothing; what is added past it does, and its edges are not masked."""
+    x, layers = normal(300, 3), ["first", "second", "o"]
+    model = Branch(residual=True)
+    nn.init.zeros_(model.b.weight)
+    with pytest.warns(CaptumIBAWarning, match="not checked for weights of 0: layer 'second' depends on more"):
+        masked = flow_of(model, x, layers).result
+    kept = flow_of(model, x, layers, mask_zero_weights=False).result
+    assert torch.equal(masked.attribution, kept.attribution) and float(masked.attribution.sum()) > 1
+    with pytest.raises(UnsupportedModelError, match="weighted=True, but layer 'second'"):
+        flow_of(model, x, layers, weighted=True)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_without_a_residual_connection_the_branch_is_the_link():
+    """The same modules in a row: weights of 0 are masked, whatever the batches."""
+    x, layers = normal(300, 3), ["first", "second", "o"]
+    model = Branch(residual=False)
+    with torch.no_grad():
+        model.b.weight[:, 1] = 0
+    for data in (x, list(x.split(1)), list(x.split(7))):
+        edges = flow_of(model, data, layers).result.edges[1]
+        assert edges[1].tolist() == [0, 0, 0] and float(edges[0].sum()) > 0
+
+
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_a_layer_of_constant_units_has_no_edges(output):
+    """A branch of zeros without a residual connection: nothing passes it, whether what comes after varies or not."""
+    model, x = Branch(residual=False), normal(100, 3)
+    nn.init.zeros_(model.b.weight)
+    result = flow_of(model, (x, (x[:, 0] > 0).long()), ["first", "second", "o"], estimator="ksg", output=output).result
+    assert float(result.attribution.sum()) == 0 and result.units_of("constant") == {"second": (0, 1, 2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_levels_of_16_bits_are_no_constant(dtype):
+    """A unit that takes three neighbouring values varies; one that takes two is rounded."""
+    eps = torch.finfo(dtype).eps
+    x = (normal(300, 2).sign() * torch.tensor([1.0, 0.5])).to(dtype)
+    x[:100, 0] = 0
+    model = nn.Sequential(nn.Linear(2, 2), nn.Identity(), nn.Linear(2, 2)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2) * eps)
+        model[0].bias.copy_(torch.tensor([1.5, 1.5 + eps / 2]))
+    result = flow_of(model, x).result
+    assert model[0](x).detach().unique(dim=0).shape[0] >= 3
+    assert result.units_of("constant") == {"1": (1,)}
+
+
 def test_a_constant_unit_is_found_and_has_no_edge():
     """A unit with one value for all data is constant, whatever it is worth; its edges are 0."""
     model, x = mlp(3, 4, 2, activation=nn.Sigmoid), normal(200, 3)
@@ -251,9 +314,9 @@ def test_classes_in_place_of_logits():
         assert torch.allclose(result.estimates[1][:, label], wanted, atol=1e-12)
     assert result.null_quantiles[1].shape == (3,)
     with pytest.raises(InvalidArgumentError, match="pass \\(inputs, labels\\)"):
-        flow_of(model, x, output="labels")
+        flow_of(model, x, estimator="ksg", output="labels")
     with pytest.raises(InvalidArgumentError, match="reach from 0 to 7"):
-        flow_of(model, (x, labels.clamp_max(0) + 7 * (labels > 0)), output="labels")
+        flow_of(model, (x, labels.clamp_max(0) + 7 * (labels > 0)), estimator="ksg", output="labels")
 
 
 def test_the_poster_has_no_edge_information():
@@ -445,6 +508,9 @@ def test_critics_see_what_the_copula_does():
     [
         ({"mode": "eq2"}, "mode='eq2'"),
         ({"estimator": "knn"}, "estimator='knn'"),
+        ({"estimator": "kde"}, "no edge counts"),
+        ({"estimator": "noise"}, "no edge counts"),
+        ({"estimator": "gaussian", "output": "labels"}, "takes no labels"),
         ({"unit": "bit"}, "unit='bit'"),
         ({"output": "y"}, "output='y'"),
         ({"input_units": "pixels"}, "input_units='pixels'"),
@@ -516,6 +582,8 @@ def test_wrong_data_are_refused():
         ([], InvalidArgumentError, "no example"),
         (x[:0], InvalidArgumentError, "no example"),
         (x[:2], InvalidArgumentError, "2 examples"),
+        (x[:1], InvalidArgumentError, "1 examples"),
+        (x.double(), MismatchedArgumentsError, "inputs are torch.float64, the model's weights torch.float32"),
         ([x, (x, torch.zeros(50, dtype=torch.long))], InvalidArgumentError, "50 of 100 examples have labels"),
         ([x[:, :0]], RuntimeError, "mat1"),
     ):

@@ -208,6 +208,7 @@ def test_distinct_rows():
     """Equal rows share a label: numbers, with either sign of zero, and integers beyond a float's precision."""
     assert distinct_rows(torch.tensor([[0.0, 1], [-0.0, 1], [1, 0], [0, 1]])).tolist() == [0, 0, 1, 0]
     assert distinct_rows(torch.tensor([2**53, 2**53 + 1, 2**53])[:, None]).tolist() == [0, 1, 0]
+    assert distinct_rows(torch.tensor([0.5, -0.0, 0.0, 0.5])).tolist() == [0, 1, 1, 0]
     assert distinct_rows(torch.ones(3, 2, 2, dtype=torch.bfloat16)).tolist() == [0, 0, 0]
 
 

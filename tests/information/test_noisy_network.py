@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from captum_iba.errors import InvalidArgumentError, InvalidTypeError, LayerNotExecutedError, NoTensorError
+from captum_iba.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    LayerNotExecutedError,
+    NonFiniteError,
+    NoTensorError,
+)
 from captum_iba.information import noisy_network_information
 from captum_iba.information.noise_channel import SamplePropagation
 
@@ -86,6 +92,7 @@ class Pair(nn.Module):
         ({"unit": "bans"}, InvalidArgumentError, "unit="),
         ({"x": torch.ones(1, 2)}, InvalidArgumentError, "at least two inputs"),
         ({"x": [1]}, InvalidTypeError, "x is a list"),
+        ({"x": torch.ones(5, 2).index_fill(0, torch.tensor(3), math.nan)}, NonFiniteError, "infinity for input 3"),
         ({"layers": ["7"]}, LayerNotExecutedError, "is no layer"),
         ({"layers": ["1"]}, NoTensorError, "to which no noise can be added"),
     ],
