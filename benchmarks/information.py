@@ -38,11 +38,12 @@ def tasks(arguments: argparse.Namespace) -> None:
         done = [row for row in result.rows if not row.failure]
         errors = [row.absolute_error for row in done]
         covered = [row.covered for row in done if row.covered is not None]
-        print(
-            f"{'mean':24}{'':24}{sum(errors) / len(errors):8.3f}   median {statistics.median(errors):.3f}, "
-            f"worst {max(errors):.3f}, covered {sum(covered)}/{len(covered) * arguments.draws}\n",
-            flush=True,
-        )
+        if errors:  # an estimator may suit none of the tasks
+            print(
+                f"{'mean':24}{'':24}{sum(errors) / len(errors):8.3f}   median {statistics.median(errors):.3f}, "
+                f"worst {max(errors):.3f}, covered {sum(covered)}/{len(covered) * arguments.draws}\n",
+                flush=True,
+            )
         frames.append((estimator, result))
     if arguments.csv:
         import pandas as pd

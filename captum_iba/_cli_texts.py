@@ -102,7 +102,7 @@ def target_classes(classifier: TextClassifier, batch: dict[str, Tensor], target:
 
 def _class_index(classifier: TextClassifier, target: str) -> int:
     names = [name.lower() for name in classifier.categories]
-    if target.isdigit() and int(target) < len(names):
+    if target.isdecimal() and int(target) < len(names):
         return int(target)
     if target.lower() in names:
         return names.index(target.lower())

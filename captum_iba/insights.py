@@ -11,7 +11,8 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -218,11 +219,31 @@ class _Source:
 def _checked(statistics: Any) -> FeatureStatistics | Iterable[Any] | None:
     if isinstance(statistics, (str, os.PathLike)):
         return FeatureStatistics.load(statistics)
+    if isinstance(statistics, Iterator):
+        return _Kept(statistics)
     if statistics is None or isinstance(statistics, (FeatureStatistics, Iterable)):
         return statistics
     raise InvalidTypeError(
         f"statistics is a {type(statistics).__name__}; wanted a path, FeatureStatistics, or an iterable of batches."
     )
+
+
+class _Kept:
+    """Batches that can be read once, kept for further models, as far as one reads: there may be no end."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches, self._read = batches, list[Any]()
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in count():
+            with self._lock:
+                if number == len(self._read):
+                    try:
+                        self._read.append(next(self._batches))
+                    except StopIteration:
+                        return
+            yield self._read[number]
 
 
 def _holds(method: LayerIBA | LayerReadoutIBA, model: nn.Module) -> bool:

@@ -47,7 +47,7 @@ class Classifier:
         Raises:
             InvalidArgumentError: no such class.
         """
-        if target.isdigit() and int(target) < len(self.categories):
+        if target.isdecimal() and int(target) < len(self.categories):
             return int(target)
         names = [category.lower() for category in self.categories]
         wanted = target.lower().replace("_", " ")

@@ -9,6 +9,7 @@ import logging
 import threading
 import weakref
 from dataclasses import replace
+from itertools import count, islice
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from captum_iba.errors import (
     MissingFileError,
     ReadoutFileError,
 )
-from captum_iba.insights import _Source, register
+from captum_iba.insights import _checked, _Source, register
 from tests.comparison.text_cases import LAYER as TEXT_LAYER
 from tests.comparison.text_cases import TEXTS, bert, tokenizer
 
@@ -326,6 +327,19 @@ def test_mistakes_are_found_at_once(tmp_path):
         if isinstance(found.value, MissingDependencyError):
             raise found.value
         assert isinstance(found.value, kind) and said in str(found.value)
+
+
+def test_a_generator_serves_each_model(canvases):
+    """Batches that can be read once give every model the map that their list gives, and a stream without an end is read
+    no further than one asks. (This needs no dashboard.)"""
+    train, one = canvases[0].float(), canvases[1].images[:1].float()
+    batches = train.split(50)
+    sources = [_Source(LAYER, data, "iba", None) for data in (batches, (batch for batch in batches))]
+    for model in (load_model(), load_model()):
+        wanted, found = [source.method_for(model).attribute(one, target=1, n_steps=2) for source in sources]
+        assert torch.equal(found, wanted)
+    endless = _checked(count())
+    assert [list(islice(endless, length)) for length in (2, 4)] == [[0, 1], [0, 1, 2, 3]]
 
 
 def test_statistics_may_come_as_a_file(canvases, tmp_path):

@@ -138,12 +138,14 @@ def test_mistakes_are_lines(digits, canvas, folder):
         (lambda: explain_photo(digits, None), "no photo yet"),
         (lambda: explain_photo(digits, canvas, "<stage9>"), "layer='<stage9>' is not in the model"),
         (lambda: explain_photo(digits, canvas, target="cat"), "target='cat' is no class"),
+        (lambda: explain_photo(digits, canvas, target="²"), "target='²' is no class"),  # a digit, and no number
         (lambda: explain_photo(digits, canvas, beta=None), "beta=None"),
         (lambda: explain_photo(digits, canvas, beta=-1), "beta=-1"),
         (lambda: explain_photo(digits, canvas, "head"), "no map"),
         (lambda: explain_text(texts, "  "), "no sentence yet"),
         (lambda: explain_text(texts, "the film", "nowhere"), "'nowhere', which is not in the model"),
         (lambda: explain_text(texts, "the film", target="cat"), "target='cat' is no class"),
+        (lambda: explain_text(texts, "the film", target="²"), "target='²' is no class"),
         (lambda: explain_text(texts, "the film", beta=float("nan")), "beta=nan"),
     ]
     for explain, said in cases:

@@ -34,7 +34,7 @@ class _State:
     """What calls leave behind, changed in place, so that shallow copies share it."""
 
     references: dict[tuple[nn.Module, Position], WordReference] = field(default_factory=dict)
-    embeddings: dict[nn.Module, float] = field(default_factory=dict)
+    embeddings: dict[tuple[nn.Module, nn.Module, Position], float] = field(default_factory=dict)
     warner: Warner = field(default_factory=Warner)
 
 
@@ -135,7 +135,7 @@ class WordInformation(InternalAttribution[Any]):
         def keep(found: Mapping[Site, WordReference]) -> None:
             for site, reference in found.items():
                 self._state.references[site.layer, position] = reference
-                self._state.embeddings[embedding.layer] = reference.embeddings
+                self._state.embeddings[embedding.layer, site.layer, position] = reference.embeddings
 
         calls = forward_calls(forward_func, data, input_fn, device_of(modules), False, position_mask)
         with borrowed(modules, self._state.warner), torch.inference_mode(False):
@@ -194,8 +194,9 @@ class WordInformation(InternalAttribution[Any]):
             lam (float, optional): weight of the noise's entropy; more lam, fewer bits. Default: 0.1 (the paper's code).
             n_steps (int, optional): steps of Adam. Default: 200, within 1 % of a linear model's exact answer.
             n_samples (int, optional): noisy copies at each step. Default: 16.
-            init_scale (float, optional): deviation to start from, in deviations of the embeddings: those of
-                :meth:`estimate_reference_std`, without it each sentence's own. Default: 0.05.
+            init_scale (float, optional): deviation to start from, in deviations of the embeddings: those that
+                :meth:`estimate_reference_std` found with this layer and position, else each sentence's own. Default:
+                0.05.
             max_scale (float, optional): largest deviation, at which a word has 0 bits, likewise. Default: 10.0 (the
                 paper's code).
             reduction (str, optional): ``"mean"`` over a sentence's words, as in the paper's code, by which a word of a
@@ -372,12 +373,13 @@ class WordInformation(InternalAttribution[Any]):
                     f"reference_std has {len(given)} entries for {len(sites)} layers; wanted one for each."
                 )
         _, embedding, _, _ = self._locate()
-        unit = self._state.embeddings.get(embedding.layer)
         stds = [
             self.reference_std(site.layer, position) if own is None else own
             for site, own in zip(sites, given, strict=True)
         ]
-        return [State(site, position, std, unit) for site, std in zip(sites, stds, strict=True)]
+        # of the corpus that the layer's own state was estimated on, whatever was estimated since
+        units = [self._state.embeddings.get((embedding.layer, site.layer, position)) for site in sites]
+        return [State(site, position, std, unit) for site, std, unit in zip(sites, stds, units, strict=True)]
 
     def _solve(
         self,

@@ -144,7 +144,8 @@ class VariationalBottleneck(nn.Module):
             ``n_samples`` is larger than one, in :meth:`sampling` always.
 
         Raises:
-            InvalidTypeError: x or types is no tensor of floating point, or mask is one.
+            InvalidTypeError: x or types is no tensor of floating point, or of another precision than the weights
+                (outside of autocast), or mask is of floating point.
             MismatchedArgumentsError: shapes that do not fit, or types without a second encoder, or the reverse.
             NonFiniteError: the information is NaN or infinite, as x or the weights are.
         """
@@ -273,7 +274,7 @@ class VariationalBottleneck(nn.Module):
 
     def _checked(self, x: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor | None:
         """Whether all fits together; the mask as bool."""
-        _assert_features("x", x, self.in_features)
+        _assert_features("x", x, self.in_features, self.encoder)
         if self.n_positions is not None and (x.ndim != 3 or x.shape[1] > self.n_positions):
             raise MismatchedArgumentsError(
                 f"x has shape {tuple(x.shape)}; wanted (N, T, {self.in_features}) with at most {self.n_positions} "
@@ -285,7 +286,7 @@ class VariationalBottleneck(nn.Module):
                 "types at each call of a bottleneck that was constructed with type_features, and only there."
             )
         if types is not None and self.type_features is not None:
-            _assert_features("types", types, self.type_features)
+            _assert_features("types", types, self.type_features, self.type_encoder)
             if types.shape[:-1] != x.shape[:-1]:
                 raise MismatchedArgumentsError(
                     f"types has shape {tuple(types.shape)}; wanted {(*x.shape[:-1], self.type_features)}, as x has "
@@ -325,7 +326,7 @@ def _at_least_float32(parameters: Tensor) -> Tensor:
     return parameters.float() if parameters.dtype in (torch.float16, torch.bfloat16) else parameters
 
 
-def _assert_features(name: str, value: Any, size: int) -> None:
+def _assert_features(name: str, value: Any, size: int, encoder: nn.Module | None) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise InvalidTypeError(f"{name} is {found}; wanted a tensor of floating point.")
@@ -333,3 +334,16 @@ def _assert_features(name: str, value: Any, size: int) -> None:
         raise MismatchedArgumentsError(
             f"{name} has shape {tuple(value.shape)}; wanted (N, ..., {size}) with at least one example."
         )
+    weight = getattr(encoder, "weight", None)  # quantised layers may have none, or one of integers
+    if isinstance(weight, Tensor) and weight.is_floating_point() and not _go_together(value, weight):
+        raise InvalidTypeError(
+            f"{name} is {value.dtype} and the bottleneck's weights are {weight.dtype}; wanted one precision. Convert "
+            f"the input, {name}.to({weight.dtype}), or the model."
+        )
+
+
+def _go_together(value: Tensor, weight: Tensor) -> bool:
+    if value.dtype == weight.dtype:
+        return True
+    # autocast leaves float64 as it is
+    return torch.float64 not in (value.dtype, weight.dtype) and torch.is_autocast_enabled(value.device.type)

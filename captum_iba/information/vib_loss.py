@@ -102,6 +102,8 @@ class VIBLoss(nn.Module):
             TargetIndexError: the logits have no such class.
             InvalidArgumentError: no target counts, so that there is no mean.
         """
+        if self._is_classes(target):
+            target = target.long()  # a uint8 cannot be compared with -100
         losses = self._losses(logits, target)
         total = losses.flatten(1).sum(dim=1) + self.beta * self._nats("kl", kl, target)
         if type_kl is not None:
@@ -160,7 +162,6 @@ class VIBLoss(nn.Module):
             )
         if not target.is_floating_point():
             self._assert_classes(target, logits.shape[1])
-            target = target.long()
         return F.cross_entropy(logits, target, reduction="none", ignore_index=self.ignore_index).unsqueeze(-1)
 
     def _assert_classes(self, target: Tensor, n_classes: int) -> None:

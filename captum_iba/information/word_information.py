@@ -13,7 +13,7 @@ round.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -203,6 +203,7 @@ def word_noise(
     settings = settings or WordNoiseSettings()
     problem = _Problem(embeddings, states, reference_std, settings, mask, state_mask, embedding_std)
     copies = settings.n_samples if copies_per_run is None else copies_per_run
+    assert_integer("copies_per_run", copies)
     log_sigma = (problem.log_unit + math.log(settings.init_scale)).expand(problem.shape)
     course = [log_sigma]
     adam = _Adam(log_sigma)
@@ -262,7 +263,9 @@ def linear_word_noise(
         Tensor: (n,), without a largest value; infinite for a word that is not in the state.
 
     Raises:
-        InvalidArgumentError: another shape, or an unknown reduction.
+        InvalidTypeError: gains of integers, or a deviation that is no number.
+        InvalidArgumentError: another shape, a deviation or lam that is not positive, or an unknown reduction.
+        NonFiniteError: NaN or infinity in the gains.
 
     Examples::
 
@@ -272,10 +275,10 @@ def linear_word_noise(
         [0.00413, 0.00207, 0.00826]
     """
     assert_reduction(reduction)
-    if gains.ndim != 3:
-        raise InvalidArgumentError(f"gains has shape {list(gains.shape)}; wanted (words, state, embedding).")
+    assert_number("lam", lam, lambda value: value > 0, "above 0")
+    _assert_words("gains", gains, "(words, state, embedding)")
     n, size, _ = gains.shape
-    std = torch.as_tensor(reference_std, dtype=gains.dtype, device=gains.device).expand(size)
+    std = _reference(reference_std, gains, (size,))
     power = (gains.square().sum(dim=2) / std.square()).sum(dim=1)
     return (lam * size / (2 * (n if reduction == "mean" else 1) * power)).sqrt()
 
@@ -299,7 +302,7 @@ class _Problem:
         state_mask: Tensor | None,
         embedding_std: Tensor | float | None,
     ) -> None:
-        _assert_embeddings(embeddings)
+        _assert_words("embeddings", embeddings, "(examples, words, width)")
         self._wide, self._dtype = embeddings.detach().to(work_dtype(embeddings)), embeddings.dtype
         self._states, self._settings = states, settings
         self.shape = embeddings.shape[:2]
@@ -377,21 +380,33 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return grad
 
 
-def _assert_embeddings(embeddings: Any) -> None:
-    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-        what = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        raise InvalidTypeError(f"embeddings is {what}; wanted a floating-point tensor (examples, words, width).")
-    if embeddings.ndim != 3 or 0 in embeddings.shape:
-        raise InvalidArgumentError(
-            f"embeddings has shape {list(embeddings.shape)}; wanted (examples, words, width), none of them 0."
-        )
-    if not torch.isfinite(embeddings).all():
-        raise NonFiniteError("embeddings contains NaN or infinity. Look at the model's weights and inputs.")
+def _assert_words(name: str, value: Any, axes: str) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidTypeError(f"{name} is {what}; wanted a floating-point tensor {axes}.")
+    if value.ndim != 3 or 0 in value.shape:
+        raise InvalidArgumentError(f"{name} has shape {list(value.shape)}; wanted {axes}, none of them 0.")
+    if not torch.isfinite(value).all():
+        raise NonFiniteError(f"{name} contains NaN or infinity. Look at the model's weights and inputs.")
+
+
+def _assert_mask(name: str, mask: Any) -> None:
+    if not isinstance(mask, Tensor):
+        raise InvalidTypeError(f"{name} is a {type(mask).__name__}; wanted a tensor, nonzero at what counts.")
+
+
+def _deviation(name: str, value: Any, like: Tensor) -> Tensor:
+    """What a user gave as one or several numbers."""
+    try:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(f"{name}={value!r}; wanted a positive number, or a tensor of such.") from error
 
 
 def _real_words(mask: Tensor | None, embeddings: Tensor) -> Tensor:
     if mask is None:
         return torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+    _assert_mask("mask", mask)
     if mask.shape != embeddings.shape[:2]:
         raise InvalidArgumentError(
             f"mask has shape {list(mask.shape)}; wanted {list(embeddings.shape[:2])}, one entry for each word."
@@ -405,7 +420,12 @@ def _real_words(mask: Tensor | None, embeddings: Tensor) -> Tensor:
 def _unit_of(embedding_std: Tensor | float | None, wide: Tensor, real: Tensor) -> Tensor:
     """(N, 1), the deviation that the noise's scales are multiples of."""
     if embedding_std is not None:
-        given = torch.as_tensor(embedding_std, dtype=wide.dtype, device=wide.device)
+        given = _deviation("embedding_std", embedding_std, wide)
+        if given.numel() not in (1, len(wide)):
+            raise InvalidArgumentError(
+                f"embedding_std has shape {list(given.shape)}; wanted one number, or one for each of {len(wide)} "
+                "examples."
+            )
         unit = given.reshape(-1, 1).expand(len(wide), 1)
     else:
         count = real.sum(dim=1) * wide.shape[2]
@@ -423,22 +443,40 @@ def _unit_of(embedding_std: Tensor | float | None, wide: Tensor, real: Tensor) -
 def _importance(clean: Tensor, reference_std: Tensor | float, state_mask: Tensor | None) -> Tensor:
     """Weights of the squared errors, which make their sum the mean over the numbers that count; 0 at all others."""
     clean = clean.to(work_dtype(clean))
-    std = torch.as_tensor(reference_std, dtype=clean.dtype, device=clean.device)
+    weights = _reference(reference_std, clean, clean.shape[1:]).square().reciprocal().expand(clean.shape)
+    if state_mask is None:
+        return weights / clean[0].numel()
+    _assert_mask("state_mask", state_mask)
+    try:
+        counts = (state_mask != 0).to(clean.device).expand(clean.shape)
+    except RuntimeError:
+        raise InvalidArgumentError(
+            f"state_mask has shape {list(state_mask.shape)}; wanted one that broadcasts against the states' "
+            f"{list(clean.shape)}."
+        ) from None
+    n_counts = counts.flatten(1).sum(dim=1)
+    if not bool((n_counts > 0).all()):
+        raise InvalidArgumentError(
+            f"state_mask marks no number of example {int(n_counts.argmin())}'s state; wanted at least one that counts."
+        )
+    return weights * counts / n_counts.reshape(-1, *[1] * (clean.ndim - 1))
+
+
+def _reference(reference_std: Tensor | float, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """The deviations of a state's numbers, of the state's shape."""
+    std = _deviation("reference_std", reference_std, like)
+    try:
+        whole = std.expand(shape)
+    except RuntimeError:
+        raise InvalidArgumentError(
+            f"reference_std has shape {list(std.shape)}, and a state has {list(shape)}; wanted one number, or as many "
+            "as the state's last axis has."
+        ) from None
     if not bool((torch.isfinite(std) & (std > 0)).all()):
         raise InvalidArgumentError(
             f"reference_std has values from {float(std.min()):.3g} to {float(std.max()):.3g}; wanted positive ones."
         )
-    try:
-        weights = std.square().reciprocal().expand(clean.shape[1:]).expand(clean.shape)
-    except RuntimeError:
-        raise InvalidArgumentError(
-            f"reference_std has shape {list(std.shape)}, and a state has {list(clean.shape[1:])}; wanted one number, "
-            "or as many as the state's last axis has."
-        ) from None
-    if state_mask is None:
-        return weights / clean[0].numel()
-    counts = (state_mask != 0).to(clean.device).expand(clean.shape)
-    return weights * counts / counts.flatten(1).sum(dim=1).reshape(-1, *[1] * (clean.ndim - 1))
+    return whole
 
 
 def assert_reduction(reduction: Any) -> None:

@@ -223,6 +223,19 @@ def test_models_side_by_side_have_references_of_their_own() -> None:
     torch.testing.assert_close(found.difference, torch.zeros_like(found.difference), rtol=0.0, atol=1e-7)
 
 
+def test_another_positions_estimate_leaves_the_bits_as_they_are() -> None:
+    """Also where its corpus has words of another spread, as 0 to 2 have here: units belong to layer and position."""
+    model = linear_model(16)
+    with torch.no_grad():
+        model.words.weight[:3] *= 20.0
+    generator = torch.Generator().manual_seed(4)
+    data = torch.randint(30, (50, 4), generator=generator)
+    words = WordInformation(model, model.words).estimate_reference_std(data)
+    before = words.attribute(data[:3], **FEW)
+    words.estimate_reference_std(torch.randint(3, (50, 4), generator=generator), position="mean")
+    assert torch.equal(words.attribute(data[:3], **FEW), before)
+
+
 def test_batches_in_parts_are_the_batch() -> None:
     """internal_batch_size is a matter of memory alone, down to a row."""
     words = calibrated("BERT")
@@ -354,6 +367,7 @@ def _call(**arguments: Any) -> Any:
     [
         ({"reference_std": None}, StatisticsError, "estimate_reference_std"),
         ({"reference_std": -1.0}, InvalidArgumentError, "reference_std"),
+        ({"reference_std": "a"}, InvalidTypeError, "reference_std='a'"),
         ({"reference_std": [1.0, 1.0]}, MismatchedArgumentsError, "2 entries for 1 layers"),
         ({"lam": 0}, InvalidArgumentError, "lam"),
         ({"reduction": "none"}, InvalidArgumentError, "reduction"),

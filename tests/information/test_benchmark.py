@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.information import main
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 from captum_iba.information import KSG
 from captum_iba.information.benchmark import Task, get_tasks, maps, run_benchmark, samplers
@@ -154,3 +155,13 @@ def test_mistakes_are_answered():
     with pytest.raises(InvalidArgumentError, match="n=0"):
         get_tasks("dense 2v2")[0].sample(0)
     assert isinstance(get_tasks("dense 2v2")[0], Task)
+
+
+def test_a_table_without_any_answer_is_printed(monkeypatch, capsys):
+    """The script says why an estimator can do none of the tasks, where there is nothing to take a mean of."""
+    options = ["tasks", "--estimators", "gaussian", "--tasks", "labels", "--n", "200", "--draws", "1"]
+    monkeypatch.setattr("sys.argv", ["information", *options])
+    main()
+    shown = capsys.readouterr().out
+    rows = run_benchmark("gaussian", "labels", 200, 1).rows
+    assert rows and all(row.failure and row.failure in shown for row in rows) and "median" not in shown

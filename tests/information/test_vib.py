@@ -257,6 +257,9 @@ def test_low_precision(kind):
     bottleneck, x = VariationalBottleneck(IN, K, **kind), rand(N, IN).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert bottleneck(x).dtype == torch.bfloat16 and bottleneck.kl.dtype == torch.float32
+        assert torch.equal(bottleneck.eval()(x.bfloat16()), bottleneck(x))  # autocast makes them one
+        with pytest.raises(InvalidTypeError, match="torch.float64"):  # but of this
+            bottleneck(x.double())
     assert bottleneck.bfloat16()(x.bfloat16()).dtype == torch.bfloat16 and bottleneck.kl.dtype == torch.float32
 
 
@@ -307,6 +310,8 @@ def test_settings_out_of_range(arguments, match):
         (KINDS["positions"], rand(N, T + 1, IN), {}, MismatchedArgumentsError, "at most 6"),
         (KINDS["positions"], rand(N, IN), {}, MismatchedArgumentsError, "at most 6"),
         ({}, rand(N, IN) * float("nan"), {}, NonFiniteError, "NaN or infinite"),
+        ({}, rand(N, IN).float(), {}, InvalidTypeError, "x is torch.float32 .* weights are torch.float64"),
+        ({"type_features": 2}, tokens(), {"types": rand(N, T, 2).half()}, InvalidTypeError, "types is torch.float16"),
     ],
 )
 def test_what_does_not_fit_is_refused(kind, x, more, error, match):

@@ -88,6 +88,18 @@ def test_means_are_over_the_targets_that_count():
     assert math.isfinite(renamed) and renamed != found
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_small_integers_are_the_classes_they_say(dtype):
+    """Of 200 classes the 156th counts, although -100 in 8 bits without a sign is 156."""
+    n_classes = 200 if dtype != torch.int8 else 100
+    logits, target = rand(3, n_classes), torch.tensor([0, 156 % n_classes, 7])
+    found = VIBLoss(0.0)(logits, target.to(dtype), KL[:3])
+    torch.testing.assert_close(found, F.cross_entropy(logits, target))
+    if dtype == torch.uint8:
+        with pytest.raises(TargetIndexError, match="holds 156"):
+            VIBLoss(0.0)(rand(3, C), target.to(dtype), KL[:3])
+
+
 def test_gradients():
     """The gradient of the objective with respect to the information is beta, in nats, over the number of examples."""
     kl = KL.clone().requires_grad_()

@@ -258,12 +258,47 @@ X = words(2, 5, 6)
         ((X, lambda z: weighted_sum(z.detach()), 1.0), GradientModeError, "does not depend"),
         ((X, weighted_sum, 1.0, None, torch.ones(2, 4)), InvalidArgumentError, r"mask has shape \[2, 4\]"),
         ((X, weighted_sum, 1.0, None, torch.tensor([[0] * 5, [1] * 5])), InvalidArgumentError, "no word"),
+        ((X, weighted_sum, "a"), InvalidTypeError, "reference_std='a'"),
+        ((X, weighted_sum, 1.0, None, [[1] * 5] * 2), InvalidTypeError, "mask is a list"),
+        ((X, weighted_sum, 1.0, None, None, [1]), InvalidTypeError, "state_mask is a list"),
+        ((X, weighted_sum, 1.0, None, None, torch.ones(2, 7)), InvalidArgumentError, r"state_mask has shape \[2, 7\]"),
+        (
+            (X, lambda z: z, 1.0, None, None, torch.tensor([1.0, 0.0])[:, None, None]),
+            InvalidArgumentError,
+            "no number of example 1",
+        ),
+        (
+            (X, weighted_sum, 1.0, None, None, None, torch.ones(3)),
+            InvalidArgumentError,
+            r"embedding_std has shape \[3\]",
+        ),
+        ((X, weighted_sum, 1.0, None, None, None, "a"), InvalidTypeError, "embedding_std='a'"),
+        ((X, weighted_sum, 1.0, None, None, None, None, 0), InvalidArgumentError, "copies_per_run=0"),
     ],
 )
 def test_wrong_tensors(arguments: tuple[Any, ...], kind: type[Exception], message: str) -> None:
     """Each mistake has an error of its own, which says what was found."""
     with pytest.raises(kind, match=message):
         word_noise(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ((torch.ones(2, 3, 4, dtype=torch.long), 1.0), InvalidTypeError, "gains is torch.int64"),
+        (([[[1.0]]], 1.0), InvalidTypeError, "gains is list"),
+        ((torch.ones(2, 0, 4), 1.0), InvalidArgumentError, r"gains has shape \[2, 0, 4\]"),
+        ((torch.full((2, 3, 4), math.nan), 1.0), NonFiniteError, "gains"),
+        ((torch.ones(2, 3, 4), 0.0), InvalidArgumentError, "wanted positive"),
+        ((torch.ones(2, 3, 4), torch.ones(5)), InvalidArgumentError, r"reference_std has shape \[5\]"),
+        ((torch.ones(2, 3, 4), "a"), InvalidTypeError, "reference_std='a'"),
+        ((torch.ones(2, 3, 4), 1.0, -1.0), InvalidArgumentError, "lam=-1.0"),
+    ],
+)
+def test_the_closed_form_refuses_what_has_none(arguments: tuple[Any, ...], kind: type[Exception], message: str) -> None:
+    """No deviation of 0 and no NaN comes of arguments that mean nothing."""
+    with pytest.raises(kind, match=message):
+        linear_word_noise(*arguments)
 
 
 def test_gains_of_another_shape() -> None:
