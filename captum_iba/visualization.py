@@ -1,4 +1,4 @@
-"""Pictures that keep their unit: heat maps in bits per pixel, and texts in bits per token."""
+"""Pictures that keep their unit: heat maps in bits per pixel, texts in bits per token, series in bits per step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from captum_iba._series_pictures import plot_time_series
 from captum_iba._text_pictures import layers_to_html, plot_layers
 from captum_iba.attr.resize import resize_bits
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError
 
-__all__ = ["Heatmap", "layers_to_html", "plot_attributions", "plot_layers", "to_heatmap"]
+__all__ = ["Heatmap", "layers_to_html", "plot_attributions", "plot_layers", "plot_time_series", "to_heatmap"]
 
 # perceptually uniform, and told apart by the colour-blind and in print
 COLORMAP = "viridis"

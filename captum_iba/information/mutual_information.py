@@ -118,6 +118,7 @@ def mutual_information_matrix(
     return_details: bool = False,
     *,
     transform: Transform = "auto",
+    n_permutations: int = 0,
     seed: int = 0,
 ) -> Any:
     """Estimate the mutual information of each column of x with each column of y.
@@ -133,6 +134,8 @@ def mutual_information_matrix(
         unit (str, optional): ``"bits"`` or ``"nats"``. Default: ``"bits"``.
         return_details (bool, optional): return an :class:`Estimate` whose tensors are (dx, dy). Default: False.
         transform (str, optional): as in :func:`mutual_information`. Default: ``"auto"``.
+        n_permutations (int, optional): as in :func:`mutual_information`; each time all pairs are estimated, so that the
+            details have each pair's own quantile and p-value. Default: 0.
         seed (int, optional): of everything random. Default: 0.
 
     Returns:
@@ -150,6 +153,7 @@ def mutual_information_matrix(
         [[0.5, 0.0], [0.5, 0.5], [0.0, 0.5]]
     """
     assert_unit(unit)
+    assert_integer("n_permutations", n_permutations, least=0)
     generator = generator_of(seed)
     left = as_variable("x", x)
     right, dtype = (left, x.dtype) if y is None else (as_variable("y", y), y.dtype)
@@ -168,10 +172,12 @@ def mutual_information_matrix(
         right_kept = left_kept
     else:
         left_kept, right_kept = _prepared(chosen, transform, left_kept, _select(right, kept_y), generator)
-    if _labels_come_first(chosen, left_kept, right_kept):
-        found = _each_table(chosen.pairwise(right_kept, left_kept, generator), lambda table, _: table.T)
-    else:
-        found = chosen.pairwise(left_kept, right_kept, generator)
+    found = _all_pairs(chosen, left_kept, right_kept, generator)
+    if n_permutations:
+        _assert_pairs_matter(chosen, left, right)
+        orders = [torch.randperm(len(left), generator=generator).to(left.device) for _ in range(n_permutations)]
+        null = [_all_pairs(chosen, left_kept, right_kept[order], generator).value for order in orders]
+        found = _against(found, torch.stack(null))
     found = _each_table(found, functools.partial(_spread, kept_x=kept_x, kept_y=kept_y))
     return finished(found, unit, return_details)
 
@@ -259,8 +265,8 @@ def _labels_come_first(estimator: Estimator, x: Tensor, y: Tensor) -> bool:
 
 def _against(found: Estimate, null: Tensor) -> Estimate:
     """The estimate with the null distribution's quantile and its own place in it."""
-    p_value = (1 + (null >= found.value).sum()).double() / (1 + len(null))
-    return replace(found, null_quantile=null.quantile(NULL_QUANTILE).clamp_min(0.0), p_value=p_value)
+    p_value = (1 + (null >= found.value).sum(dim=0)).double() / (1 + len(null))
+    return replace(found, null_quantile=null.quantile(NULL_QUANTILE, dim=0).clamp_min(0.0), p_value=p_value)
 
 
 def _of_a_constant(chosen: Estimator, name: str, shape: tuple[int, ...], n: int, device: torch.device) -> Estimate:
@@ -268,9 +274,16 @@ def _of_a_constant(chosen: Estimator, name: str, shape: tuple[int, ...], n: int,
     return no_information(shape, n, repr(chosen), reason, device)
 
 
+def _all_pairs(estimator: Estimator, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    """Estimates of all pairs of columns, (dx, dy)."""
+    if _labels_come_first(estimator, x, y):
+        return _each_table(estimator.pairwise(y, x, generator), lambda table, _: table.T)
+    return estimator.pairwise(x, y, generator)
+
+
 def _each_table(found: Estimate, change: Callable[[Tensor, str], Tensor]) -> Estimate:
     """The estimate with each of its tables of pairs changed."""
-    names = ("value", "standard_error", "cap", "slack", "in_sample", "held_out")
+    names = ("value", "standard_error", "cap", "slack", "in_sample", "held_out", "null_quantile", "p_value")
     tables = {name: getattr(found, name) for name in names}
     changed: dict[str, Any] = {name: change(table, name) for name, table in tables.items() if table is not None}
     return replace(found, **changed)
@@ -278,6 +291,7 @@ def _each_table(found: Estimate, change: Callable[[Tensor, str], Tensor]) -> Est
 
 def _spread(table: Tensor, name: str, kept_x: Tensor, kept_y: Tensor) -> Tensor:
     """A table of the columns that vary, as the table of all columns."""
-    out = table.new_full((len(kept_x), len(kept_y)), float("inf") if name == "cap" else 0.0)
+    at_constant = {"cap": float("inf"), "p_value": 1.0}.get(name, 0.0)
+    out = table.new_full((len(kept_x), len(kept_y)), at_constant)
     out[kept_x[:, None] & kept_y] = table.flatten()
     return out

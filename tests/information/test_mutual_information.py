@@ -102,6 +102,18 @@ def test_permutations_say_what_nothing_looks_like():
     assert 0.35 < sum(p_values) / 40 < 0.7  # uniform between 0.05 and 1
 
 
+def test_each_pair_has_its_own_null():
+    """In the matrix the dependent pairs lie above their null, independent ones mostly do not, constants never."""
+    x, _ = draw(d=3)
+    y = torch.cat([x[:, :1] + draw(seed=1)[0], draw(seed=2)[0], torch.ones_like(x[:, :1])], dim=1)
+    found = mutual_information_matrix(x, y, "gaussian", return_details=True, n_permutations=39)
+    assert found.p_value.shape == found.null_quantile.shape == (3, 3)
+    assert float(found.p_value[0, 0]) == pytest.approx(1 / 40)
+    assert bool((found.value > found.null_quantile)[0, 0])
+    assert bool((found.p_value[1:, :2] > 0.025).all())
+    assert found.p_value[:, 2].tolist() == [1.0] * 3
+
+
 @pytest.mark.parametrize("which", ["x", "y"])
 def test_a_constant_has_no_information(which):
     """Zero by definition, and the warning says which variable it is."""
