@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from captum_iba._pandas import as_dataframe
+from captum_iba.attr._real_tokens import bits_of_example
 from captum_iba.bottleneck.statistics import FeatureStatistics
-from captum_iba.errors import InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,10 +74,7 @@ class LayerInformation:
         Raises:
             InvalidArgumentError: there is no such example.
         """
-        n = len(self.position_mask)
-        if not isinstance(index, int) or not -n <= index < n:
-            raise InvalidArgumentError(f"index={index!r}; wanted an example from 0 to {n - 1}.")
-        return self.bits[:, index, self.position_mask[index]]
+        return bits_of_example(self.bits, self.position_mask, index)
 
     def to_dataframe(self) -> DataFrame:
         """One row for each layer and example, with all the figures of :class:`LayerInformation`.
@@ -84,12 +82,6 @@ class LayerInformation:
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_dataframe needs pandas. Install it: pip install 'captum_iba[report]'."
-            ) from error
         n = len(self.position_mask)
         columns: dict[str, object] = {
             "layer": [layer for layer in self.layers for _ in range(n)],
@@ -104,4 +96,4 @@ class LayerInformation:
         columns |= {
             name: None if value is None else value.double().cpu().flatten().numpy() for name, value in values.items()
         }
-        return pd.DataFrame(columns)
+        return as_dataframe(columns)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from captum_iba._pandas import as_dataframe
 from captum_iba.attr._batches_by_length import names_of_tokens
+from captum_iba.attr._real_tokens import bits_of_example
 from captum_iba.attr._word_states import Position
-from captum_iba.errors import InvalidArgumentError, MissingDependencyError
+from captum_iba.errors import InvalidArgumentError
 from captum_iba.information.word_information import WordNoise
 
 if TYPE_CHECKING:
@@ -78,10 +80,7 @@ class WordComparison:
         Raises:
             InvalidArgumentError: there is no such example.
         """
-        n = len(self.position_mask)
-        if not isinstance(index, int) or not -n <= index < n:
-            raise InvalidArgumentError(f"index={index!r}; wanted an example from 0 to {n - 1}.")
-        return self.bits[:, index, self.position_mask[index]]
+        return bits_of_example(self.bits, self.position_mask, index)
 
     def to_dataframe(self) -> DataFrame:
         """One row for each state, example and real word: its number, token, bits and sigma.
@@ -89,16 +88,10 @@ class WordComparison:
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_dataframe needs pandas. Install it: pip install 'captum_iba[report]'."
-            ) from error
         example, _ = self.position_mask.nonzero(as_tuple=True)
         place = (self.position_mask.cumsum(dim=1) - 1)[self.position_mask]
         states, count = len(self.names), len(example)
-        return pd.DataFrame(
+        return as_dataframe(
             {
                 self.kind: [name for name in self.names for _ in range(count)],
                 "example": example.cpu().repeat(states).numpy(),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from captum_iba._numbers import assert_number
-from captum_iba.errors import InvalidArgumentError, MissingDependencyError
+from captum_iba._pandas import as_dataframe
+from captum_iba.errors import InvalidArgumentError
 from captum_iba.information.estimate import Estimate, Unit
 
 if TYPE_CHECKING:
@@ -174,11 +175,7 @@ class InformationPlaneResult:
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError("Data frames need pandas: pip install pandas.") from error
-        return pd.DataFrame({name: getattr(self, name) for name in _COLUMNS})
+        return as_dataframe({name: getattr(self, name) for name in _COLUMNS})
 
     def check_data_processing(self, n_standard_errors: float = 2.0) -> DataProcessingCheck:
         """Compare each layer with the one before it: X - T_1 - T_2 - ... - Y lets neither information rise.

@@ -391,7 +391,7 @@ def test_the_table(monkeypatch):
     assert [*frame] == ["step", "layer", "i_xt", "i_ty", "i_xt_se", "i_ty_se", "cap", "saturated", "n_runs"]
     assert frame["i_xt"][0] == plane.result().i_xt[0]
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingDependencyError, match="pip install pandas"):
+    with pytest.raises(MissingDependencyError, match="captum_iba\\[report\\]"):
         plane.result().to_dataframe()
 
 

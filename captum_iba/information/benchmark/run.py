@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from captum_iba._numbers import assert_integer
-from captum_iba.errors import CaptumIBAError, CaptumIBAWarning, InvalidTypeError, MissingDependencyError
+from captum_iba._pandas import as_dataframe
+from captum_iba.errors import CaptumIBAError, CaptumIBAWarning, InvalidTypeError
 from captum_iba.information.benchmark.tasks import Task, get_tasks
 from captum_iba.information.estimate import BITS_PER_NAT, Estimate, Unit, assert_unit
 from captum_iba.information.estimator import Estimator
@@ -101,11 +102,7 @@ class BenchmarkResult:
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError("to_dataframe needs pandas: pip install pandas") from error
-        return pd.DataFrame([asdict(row) for row in self.rows])
+        return as_dataframe([asdict(row) for row in self.rows])
 
 
 def run_benchmark(
