@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from captum_iba._evaluation import evaluation, in_training
 from captum_iba._warn import Warner
 from captum_iba.bottleneck.replay import Site
 from captum_iba.errors import DeviceError, InvalidTypeError, LayerNotExecutedError
@@ -158,7 +159,7 @@ def evaluation_mode(modules: Sequence[nn.Module], warner: Warner) -> Iterator[No
         modules (Sequence[nn.Module]): roots; all their descendants count.
         warner (Warner): remembers that the warning was given.
     """
-    training = [m for root in modules for m in root.modules() if m.training]
+    training = in_training(modules)
     if training:
         warner.once(
             "training",
@@ -166,13 +167,8 @@ def evaluation_mode(modules: Sequence[nn.Module], warner: Warner) -> Iterator[No
             "evaluation mode here, without dropout and with fixed batch statistics, and are put back afterwards. Call "
             "model.eval() to choose this yourself.",
         )
-    try:
-        for module in training:
-            module.training = False
+    with evaluation(*modules):
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

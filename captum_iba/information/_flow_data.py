@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from captum_iba._evaluation import evaluation
 from captum_iba._numbers import assert_integer
 from captum_iba._random_state import OwnRandomState
 from captum_iba.errors import CaptumIBAError, InvalidArgumentError, InvalidTypeError, MismatchedArgumentsError
@@ -86,14 +87,8 @@ def _as_batch(batch: Any) -> Batch:
 @contextmanager
 def predicting(model: nn.Module) -> Iterator[None]:
     """Run a model in evaluation mode and without gradients; afterwards each module has the mode that it had."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation(model), torch.no_grad():
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_iba._evaluation import evaluation
 from captum_iba._random_state import OwnRandomState
 from captum_iba.errors import (
     InvalidArgumentError,
@@ -106,7 +107,7 @@ def layer_outputs(
     more = _as_tuple(additional_forward_args)
     n, size = len(x), internal_batch_size or len(x)
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    with torch.no_grad(), evaluation_mode(model), OwnRandomState(seed).entered():
+    with torch.no_grad(), evaluation(model), OwnRandomState(seed).entered():
         for start in range(0, n, size):
             cut = slice(start, start + size)
             with recorded(layers) as outputs:
@@ -210,16 +211,3 @@ def recorded(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, and put every module's own flag back."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

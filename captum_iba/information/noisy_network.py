@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_iba._evaluation import evaluation
 from captum_iba._numbers import assert_integer, assert_number
 from captum_iba._random_state import OwnRandomState
 from captum_iba.errors import InvalidArgumentError, InvalidTypeError, NoTensorError
 from captum_iba.information._layer_outputs import (
-    evaluation_mode,
     find_layers,
     finite,
     named_layers,
@@ -113,7 +113,7 @@ def _noisy_pass(
         return output + deviation * torch.randn(output.shape, generator=generator).to(output)
 
     own_state = OwnRandomState(0)
-    with torch.no_grad(), evaluation_mode(model), own_state.entered(), recorded(places, with_noise) as outputs:
+    with torch.no_grad(), evaluation(model), own_state.entered(), recorded(places, with_noise) as outputs:
         model(x)
     return {name: finite(name, rows_of(name, outputs, len(x))) for name in places}
 
